@@ -171,7 +171,7 @@ def validate(
         raise DataError(f"{origin}: the table has a header and no row.")
     return frame
 
-# %% ../nbs/02_data.ipynb #7bee54ff
+# %% ../nbs/02_data.ipynb #1a27aca0
 _DOWNLOAD = (
     "import sys, kagglehub; print(kagglehub.dataset_download(sys.argv[1], path=sys.argv[2]))"
 )
@@ -274,7 +274,7 @@ def load_table(
     frame = validate(dataset, read_file(path), origin)
     return Table(dataset, frame, origin, fingerprint(frame))
 
-# %% ../nbs/02_data.ipynb #8953b766
+# %% ../nbs/02_data.ipynb #f780c4f9
 def split(
     table: Table,  # a validated table
     test_size: float,  # share of the rows to set apart, between 0 and 1
