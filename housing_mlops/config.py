@@ -103,7 +103,7 @@ def unknown_settings(
     strangers = [n for n in environ if n.upper().startswith(prefix) and n.upper() not in known]
     return {n: next(iter(get_close_matches(n.upper(), known, 1)), "") for n in strangers}
 
-# %% ../nbs/00_config.ipynb #2b905d3d
+# %% ../nbs/00_config.ipynb #1003a33f
 def read_settings() -> Settings:
     """The settings as the environment and `.env` have them now; raises `ConfigError`."""
     strangers = unknown_settings({**dotenv_values(".env"), **os.environ})

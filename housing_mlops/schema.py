@@ -99,7 +99,7 @@ def field_type(
         kind = Annotated[float, limits]
     return Annotated[kind | None if feature.nullable else kind, Field(**about)]
 
-# %% ../nbs/01_schema.ipynb #e82bf7d1
+# %% ../nbs/01_schema.ipynb #7d75d5ff
 class Dataset(Declared):
     """A table of houses: its target, its features and its source."""
 
