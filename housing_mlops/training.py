@@ -7,7 +7,7 @@ __all__ = ['Folds', 'BLUE', 'RED', 'GREY', 'TrainingError', 'make_folds', 'Cross
            'cross_validate', 'vote', 'leaderboard', 'plot_comparison', 'choose', 'build', 'plot_fit', 'residuals',
            'interval', 'metrics', 'git_commit', 'open_experiment', 'log_candidate', 'model_parameters', 'log_training']
 
-# %% ../nbs/04_training.ipynb #0574b21c
+# %% ../nbs/04_training.ipynb #2ca4c412
 import json
 import logging
 import subprocess
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.model_selection import RepeatedKFold
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from .bundle import Interval
@@ -100,7 +101,7 @@ def score_folds(
     ]
     return pd.DataFrame(rows)
 
-# %% ../nbs/04_training.ipynb #d6e5c460
+# %% ../nbs/04_training.ipynb #49a62fcb
 def cross_validate(
     candidate: Candidate,  # what to fit
     dataset: Dataset,  # the declaration
@@ -114,8 +115,9 @@ def cross_validate(
     start, predictions = time.perf_counter(), np.empty((len(folds), len(y)))
     for r, repeat in enumerate(folds):
         for fitted, held in repeat:
-            model = candidate.build(dataset, seed + r).fit(X.iloc[fitted], y[fitted])
-            predictions[r, held] = model.predict(X.iloc[held])
+            with threadpool_limits(1):
+                model = candidate.build(dataset, seed + r).fit(X.iloc[fitted], y[fitted])
+                predictions[r, held] = model.predict(X.iloc[held])
             if progress is not None:
                 progress.update()
     seconds = time.perf_counter() - start
