@@ -169,7 +169,7 @@ def read_batch(
         (batch.records if good else batch.damaged).append(record if good else line)
     return batch
 
-# %% ../nbs/06a_journal.ipynb #4c87909a
+# %% ../nbs/06a_journal.ipynb #3c86801e
 def _lock(
     path: Path,  # the lock's file; made when missing
 ) -> int | None:
@@ -210,16 +210,17 @@ class Owner:
             if (lock := _lock(folder / f"{name}.lock")) is not None:
                 return cls(folder, name, lock)
 
-    def take(self) -> Batch | None:
-        """What has to be stored next, or None; deletes the segments that are stored."""
-        while self.segments:
-            segment = self.segments[0]
-            closed = segment.closed  # before the size: a line may come and the segment be closed
-            if segment.taken < segment.size:
-                return read_batch(segment)
-            if not closed:
-                return None
+    def sweep(self) -> None:
+        """Delete the segments that are closed and stored."""
+        # `closed` is read before `size`: one more line may come before the other thread closes it
+        while self.segments and (s := self.segments[0]).closed and s.taken >= s.size:
             self.segments.popleft().remove()
+
+    def take(self) -> Batch | None:
+        """What has to be stored next, or None; deletes what is stored."""
+        self.sweep()
+        if self.segments and (segment := self.segments[0]).taken < segment.size:
+            return read_batch(segment)
         return None
 
     def release(self) -> None:
@@ -231,7 +232,7 @@ class Owner:
         self.segments.clear()
         os.close(self.lock)
 
-# %% ../nbs/06a_journal.ipynb #9ecd1590
+# %% ../nbs/06a_journal.ipynb #87dd196a
 _NAME = re.compile(r"^([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:-\d{6}\.journal|\.lock)$")
 
 
@@ -240,7 +241,10 @@ def _set_aside(
 ) -> None:
     """Rename a foreign file, so that it is neither read again nor lost."""
     log.warning("%s is no journal of this version: set aside as *.foreign", path)
-    path.rename(path.with_name(f"{path.name}.{new_id()}.foreign"))
+    try:
+        path.rename(path.with_name(f"{path.name}.{new_id()}.foreign"))
+    except OSError as error:
+        log.warning("%s cannot be renamed: %s", path, error)
 
 
 def _open_segment(
@@ -277,7 +281,12 @@ def adopt(
             continue
         owner = Owner(folder, name, lock)
         for path in sorted(folder.glob(f"{name}-*.journal")):
-            if segment := _open_segment(path):
+            try:
+                segment = _open_segment(path)
+            except OSError as error:
+                log.warning("%s cannot be read now: %s", path, error)
+                continue
+            if segment:
                 owner.segments.append(segment)
         if owner.segments:
             log.warning("adopting %d journal segments of a dead process", len(owner.segments))
@@ -285,7 +294,7 @@ def adopt(
         else:
             owner.release()
 
-# %% ../nbs/06a_journal.ipynb #ba5457ca
+# %% ../nbs/06a_journal.ipynb #c26589ec
 class Backlog(NamedTuple):
     """What was accepted and is not in the database yet."""
 
@@ -308,7 +317,7 @@ class Journal:
         self.error = ""  # why the last append failed; empty when it did not
         self.owners: list[Owner] = []  # this process's own, and below it what it adopted
         self.rows_in = self.rows_out = self.adopted_in = self.adopted_out = 0
-        self._bytes_in = self._bytes_out = self._adopted_bytes = 0
+        self.bytes_in = self.bytes_out = self._adopted_bytes = 0
         self._allowed = max_bytes
         self._own: Owner | None = None
         self._active: Segment | None = None
@@ -319,7 +328,8 @@ class Journal:
     def backlog(self) -> Backlog:
         """Rows and bytes accepted, adopted ones included, and not stored."""
         rows = self.rows_in - self.rows_out + self.adopted_in - self.adopted_out
-        return Backlog(rows, self._bytes_in - self._bytes_out + self._adopted_bytes)
+        size = self.bytes_in - self.bytes_out + self._adopted_bytes
+        return Backlog(rows if size else 0, size)
 
     def append(
         self,
@@ -337,7 +347,7 @@ class Journal:
 
     def _write(self, data: bytes, rows: int) -> None:
         length = len(data)
-        if self._bytes_in + length > self._allowed:
+        if self.bytes_in + length > self._allowed:
             raise self._refused(f"the backlog has reached its bound of {self.max_bytes} bytes")
         segment = self._active
         if segment is None or segment.size + length > self._rotate_at:
@@ -345,12 +355,13 @@ class Journal:
         try:
             written = os.write(segment.fd, data)
         except OSError as error:
+            self._mend(segment)
             raise self._refused(error.strerror) from error
         if written != length:
             self._mend(segment)
             raise self._refused("the disk is full")
         segment.size += length
-        self._bytes_in += length
+        self.bytes_in += length
         self.rows_in += rows
         if self.error:
             self.error = ""
@@ -358,8 +369,8 @@ class Journal:
     def _refused(self, reason: object) -> JournalError:
         self.error = str(reason)
         return JournalError(
-            f"The journal in {self.folder} takes no record: {reason}. Nothing was accepted; "
-            "free space or mend the folder, it recovers by itself."
+            f"The journal in {self.folder} takes no record: {reason}. Nothing was accepted. "
+            "It recovers by itself once the cause is gone."
         )
 
     def _mend(self, segment: Segment) -> None:
@@ -408,7 +419,7 @@ class Journal:
         finally:
             if self._active:
                 self._mend(self._active)
-        if self._bytes_in < self._allowed:
+        if self.bytes_in < self._allowed:
             self.error = ""
         return not self.error
 
@@ -431,7 +442,7 @@ class Journal:
         """Note that `batch` is stored; an adopted owner with nothing left is let go."""
         if owner.made:
             self.rows_out += batch.rows
-            self._bytes_out += batch.end - batch.segment.taken
+            self.bytes_out += batch.end - batch.segment.taken
         else:
             self.adopted_out += batch.rows
             self._adopted_bytes -= batch.end - batch.segment.taken
@@ -441,7 +452,8 @@ class Journal:
     def check(self) -> None:
         """Let go of owners with nothing left, and note an old segment or a deleted folder."""
         for owner in [o for o in self.owners if o is not self._own]:
-            if owner.take() is None and all(s.closed for s in owner.segments):
+            owner.sweep()
+            if not owner.segments:
                 owner.release()
                 self.owners.remove(owner)
         if (own := self._own) and (segment := self._active):
@@ -456,12 +468,12 @@ class Journal:
         if self._active:
             self._active.closed = True
         for owner in self.owners:
-            owner.take()
+            owner.sweep()
             owner.release()
         self.owners, self._own, self._active, self._rotate_at = [], None, None, 0
 
     def _make_room(self) -> None:
-        self._allowed = self.max_bytes + self._bytes_out - self._adopted_bytes
+        self._allowed = self.max_bytes + self.bytes_out - self._adopted_bytes
 
 
 def _count_lines(segment: Segment) -> int:
