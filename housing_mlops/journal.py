@@ -132,7 +132,7 @@ class Segment:
             log.warning("cannot delete the stored segment %s: %s", self.path, error)
         os.close(self.fd)
 
-# %% ../nbs/06a_journal.ipynb #4bbfba08
+# %% ../nbs/06a_journal.ipynb #9192fd99
 @dataclass(eq=False)
 class Batch:
     """Records read from one segment, ready to be stored, and the lines that are none."""
@@ -150,7 +150,7 @@ class Batch:
 
 def read_batch(
     segment: Segment,  # where to read, from `taken` on
-    most: int = 1 << 20,  # bytes to read at once
+    most: int = 1 << 18,  # bytes to read at once
 ) -> Batch:
     """The next lines of `segment`; a last line without its end counts as damaged."""
     left = segment.size - segment.taken
