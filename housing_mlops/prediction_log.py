@@ -453,7 +453,7 @@ def insert_all(
     more_new, more_refused = insert_all(engine, records[half:])
     return new + more_new, refused + more_refused
 
-# %% ../nbs/07_prediction_log.ipynb #022e72d7
+# %% ../nbs/07_prediction_log.ipynb #aed943b6
 @dataclass(frozen=True)
 class LogState:
     """How the prediction log is, as one process sees it."""
@@ -558,16 +558,16 @@ class PredictionLog:
         wait_s: float = 1,  # how long a prediction may be on its way from a journal
     ) -> Literal["stored", "unchanged", "replaced"]:
         """As `save_feedback`, also for a prediction that is still on its way to the database."""
-        end = time.monotonic() + wait_s
+        goal, end = self.journal.bytes_in, time.monotonic() + wait_s
         self._wake.set()
         while True:
             try:
                 return save_feedback(self.engine, prediction_id, price, at, replace)
             except UnknownPrediction:
                 if time.monotonic() >= end:
-                    if self.error:
+                    if self.error or self.journal.bytes_out < goal:
                         raise LogUnavailable(
-                            f"The prediction log is behind: {self.error}"
+                            f"The prediction log is behind ({self.error or 'busy'}): try again."
                         ) from None
                     raise
             time.sleep(0.02)
