@@ -35,7 +35,7 @@ def find_home(
             return folder
     return start
 
-# %% ../nbs/00_config.ipynb #0146ad08
+# %% ../nbs/00_config.ipynb #5defefb7
 class Settings(BaseSettings):
     """Every setting of the system; each is read from `HOUSING_<NAME>` or from `.env`."""
 
@@ -73,6 +73,17 @@ class Settings(BaseSettings):
         SecretStr(""), description="Comma-separated keys that may ask for prices; empty: anyone."
     )
 
+    # prediction log
+    log: Literal["on", "off"] = Field("on", description="Whether every prediction is kept.")
+    database_url: str = Field(
+        "sqlite:///predictions.db", description="Database of the prediction log.", repr=False
+    )
+    database_timeout_s: float = Field(15, ge=1, description="Time one database call may take.")
+    journal_dir: Path = Field(Path("journal"), description="Folder of the workers' journals.")
+    journal_max_mb: int = Field(256, ge=1, description="Largest backlog of one worker, in MB.")
+    log_retention_days: float = Field(0, ge=0, description="Days a prediction is kept; 0: always.")
+    log_retention_rows: int = Field(0, ge=0, description="Most predictions kept; 0: all.")
+
     @model_validator(mode="after")
     def _absolute_home(self) -> Self:
         object.__setattr__(self, "home", self.home.expanduser().resolve())
@@ -85,13 +96,25 @@ class Settings(BaseSettings):
         """`value` as an absolute path, below the home when it is relative."""
         return self.home / Path(value).expanduser()
 
+    def url(
+        self,
+        value: str,  # where a database is
+    ) -> str:
+        """`value` with the path of a SQLite file made absolute."""
+        prefix = "sqlite:///"
+        if value.startswith(prefix):
+            return prefix + str(self.path(value.removeprefix(prefix)))
+        return value
+
     @property
     def tracking(self) -> str:
         """`tracking_uri` with the path of a SQLite file made absolute."""
-        prefix = "sqlite:///"
-        if self.tracking_uri.startswith(prefix):
-            return prefix + str(self.path(self.tracking_uri.removeprefix(prefix)))
-        return self.tracking_uri
+        return self.url(self.tracking_uri)
+
+    @property
+    def database(self) -> str:
+        """`database_url` with the path of a SQLite file made absolute."""
+        return self.url(self.database_url)
 
 # %% ../nbs/00_config.ipynb #71383716
 def unknown_settings(
