@@ -6,7 +6,7 @@
 __all__ = ['Floats', 'Texts', 'ENOUGH', 'CELL', 'LEVELS', 'Role', 'MINIMUM', 'Q', 'Verdict', 'SHOWN', 'WINDOWS', 'STEP', 'Mode',
            'DriftError', 'Rows', 'ks_statistic', 'kolmogorov_p', 'share_p', 'chi_square_p', 'chi_square',
            'benjamini_hochberg', 'stability_index', 'Reference', 'Summary', 'FeatureDrift', 'DriftReport', 'check',
-           'Judgement', 'judge', 'DriftMonitor', 'SimulationResult', 'simulate', 'simulation_table']
+           'Judgement', 'judge', 'DriftMonitor', 'SimulationResult', 'simulate', 'simulate_all', 'simulation_table']
 
 # %% ../nbs/07a_drift.ipynb #06c7b0e4
 from collections import Counter
@@ -131,8 +131,8 @@ def kolmogorov_p(
     y = exp(-2 * x * x)
     return 2 * (y - y**4 + y**9 - y**16)
 
-# %% ../nbs/07a_drift.ipynb #3a3967e8
-@lru_cache(maxsize=64)
+# %% ../nbs/07a_drift.ipynb #7ce66da5
+@lru_cache(maxsize=8)
 def _log_factorials(upto: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, upto + 1)))])
 
@@ -146,7 +146,7 @@ def share_p(
     """How likely shares this different are without drift: Fisher's exact test, two-sided."""
     if k + j in (0, n + m) or not n or not m:
         return 1.0
-    f = _log_factorials(n + m)
+    f = _log_factorials(1 << (n + m).bit_length())
     i = np.arange(max(0, k + j - n), min(m, k + j) + 1)
     logs = f[m] - f[i] - f[m - i] + f[n] - f[k + j - i] - f[n - k - j + i]
     chances = np.exp(logs - (f[n + m] - f[k + j] - f[n + m - k - j]))
@@ -202,7 +202,7 @@ def stability_index(
     a, b = (reference + 0.5) / (n + 0.5 * k), (window + 0.5) / (m + 0.5 * k)
     return float(((a - b) * np.log(a / b)).sum() - (k - 1) * (1 / n + 1 / m))
 
-# %% ../nbs/07a_drift.ipynb #e6250a0a
+# %% ../nbs/07a_drift.ipynb #77a54eb7
 ENOUGH = 20  # known values that a test of their distribution needs
 CELL = 5  # rows expected of a pool of categories
 LEVELS = tuple(i / 10 for i in range(11))  # of the quantiles in a summary
@@ -248,6 +248,10 @@ class _Numbers:
         names = [np.format_float_positional(v, trim="-") for v in values]
         return _Counts({**dict(zip(names, counts.tolist(), strict=True)), "": self.missing})
 
+    @cached_property
+    def bins(self) -> Floats:
+        return self.binned(self.edges)
+
     def binned(self, edges: Floats) -> Floats:
         places = np.searchsorted(edges, self.known)
         return np.bincount(places, minlength=len(edges) + 1).astype(np.float64)
@@ -271,24 +275,28 @@ class _Counts:
         return self.counts.get("", 0)
 
     def pools(self, m: int) -> dict[str, int]:
-        """The pool of each common category, when a window has `m` rows."""
-        pools, pool, expected, scale = {}, 0, 0.0, min(1.0, m / max(self.rows, 1))
-        for name in sorted(self.counts, key=lambda c: (-self.counts[c], c)):
-            pools[name] = pool
-            expected += self.counts[name] * scale
+        """The pool of each category of this reference that has one, when a window has `m` rows."""
+        scale = min(1.0, m / max(self.rows, 1))
+        common = {c for c, count in self.counts.items() if count * scale >= CELL}
+        pools = {c: i for i, c in enumerate(sorted(common))}
+        pool, expected, waiting = len(pools), 0.0, []
+        for name in sorted(self.counts.keys() - common):
+            waiting.append(name)
+            expected += scale * self.counts[name] * (self.counts[name] > 1)
             if expected >= CELL:
-                pool, expected = pool + 1, 0.0
-        return {name: i for name, i in pools.items() if i < pool}
+                pools |= dict.fromkeys(waiting, pool)
+                pool, expected, waiting = pool + 1, 0.0, []
+        return pools
 
-    def pooled(self, pools: Mapping[str, int]) -> Floats:
-        """The rows in each pool, and last those in none."""
+    def pooled(self, pools: Mapping[str, int], singles: bool) -> Floats:
+        """The rows in each pool, and last those of no pool; there, if not `singles`, go single rows."""
         last = max(pools.values(), default=-1) + 1
         total = np.zeros(last + 1)
         for name, count in self.counts.items():
-            total[pools.get(name, last)] += count
+            total[pools.get(name, last) if singles or count > 1 else last] += count
         return total
 
-# %% ../nbs/07a_drift.ipynb #96231843
+# %% ../nbs/07a_drift.ipynb #d5a74b83
 def _join(p: list[float]) -> float:
     return min(1.0, len(p) * min(p))
 
@@ -324,7 +332,7 @@ def _compare_counts(old: _Counts, new: _Counts) -> _Evidence:
         p = share_p(old.counts.get(value, 0), old.rows, new.counts.get(value, 0), new.rows)
         return _Evidence(p, degenerate=True, note=f"{value} throughout the {where}")
     pools = old.pools(new.rows)
-    a, b = old.pooled(pools), new.pooled(pools)
+    a, b = old.pooled(pools, False), new.pooled(pools, True)
     found, statistic = [share_p(int(a[-1]), old.rows, int(b[-1]), new.rows)], None
     if a[-1] + b[-1] == 0:
         found = []
@@ -460,7 +468,7 @@ class DriftReport:
 def _strength(feature: FeatureDrift) -> tuple[float, float]:
     return (1.0 if feature.p is None else feature.p, -(feature.effect or 0.0))
 
-# %% ../nbs/07a_drift.ipynb #62c17190
+# %% ../nbs/07a_drift.ipynb #e62f5e21
 SHOWN = 12  # categories that a summary names
 
 
@@ -484,11 +492,11 @@ def _effect(old: _Numbers | _Counts, new: _Numbers | _Counts) -> float | None:
     if not len(old.known) or not len(new.known):
         return None
     if isinstance(old, _Numbers) and isinstance(new, _Numbers):
-        return stability_index(old.binned(old.edges), new.binned(old.edges))
+        return stability_index(old.bins, new.binned(old.edges))
     assert isinstance(old, _Counts)
     new = new if isinstance(new, _Counts) else new.counts
     pools = old.pools(new.rows)
-    a, b = old.pooled(pools), new.pooled(pools)
+    a, b = old.pooled(pools, False), new.pooled(pools, True)
     used = a + b > 0
     return stability_index(a[used], b[used])
 
@@ -723,7 +731,7 @@ def _move(values: Floats, known: Floats, shift: float, rng: np.random.Generator)
     flips = (values == start) & (rng.random(len(values)) < abs(by) / (high - low) / holders)
     return np.where(flips, end, values)
 
-# %% ../nbs/07a_drift.ipynb #2ac86846
+# %% ../nbs/07a_drift.ipynb #39bff7bb
 def simulate(
     table: Reference,  # the training columns, the population of the simulation
     rows: int = 5000,  # of each run; with a shift, from the shift on
@@ -744,7 +752,8 @@ def simulate(
     if bool(shift) != (feature is not None) or feature not in (None, *numeric):
         raise DriftError(f"Give shift and feature together, a numeric one: {', '.join(numeric)}.")
     lengths = _windows(windows)
-    if any(w % step for w in lengths) or min(rows, runs, checks, step) < 1 or len(table) < MINIMUM:
+    few = min(rows, runs, checks, step) < 1 or len(table) < MINIMUM
+    if few or any(w % step for w in lengths):
         raise DriftError(
             f"A simulation needs a table of at least {MINIMUM} rows, a step that divides every "
             f"window, and at least one run, row and check; not {len(table)=} {windows=} {step=}."
@@ -779,6 +788,23 @@ def simulate(
                 break
         alarms.append(alarm)
     return SimulationResult(feature, shift, mode, rows, lengths, step, checks, tuple(alarms))
+
+
+def simulate_all(
+    table: Reference,  # the training columns
+    runs: int = 100,  # for each line
+    shift: float = -0.5,  # of each numeric feature in turn, in standard deviations
+    rows: int = 5000,  # of a quiet run
+    horizon: int = 500,  # rows in which a shift has to be found
+    seed: int = 0,  # the first run's
+    progress: bool = True,  # show bars
+) -> list[SimulationResult]:
+    """The quiet runs, then those in which one numeric feature moved, feature by feature."""
+    quiet = simulate(table, rows, runs, seed=seed, progress=progress)
+    names = tqdm(table.columns[: table.numbers.shape[1]], desc="features", disable=not progress)
+    return [quiet] + [
+        simulate(table, horizon, runs, shift, name, seed=seed, progress=progress) for name in names
+    ]
 
 
 def simulation_table(
