@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .config import HousingError
 
-# %% ../nbs/07a_drift.ipynb #5521aa69
+# %% ../nbs/07a_drift.ipynb #62e0bf3f
 Floats = NDArray[np.float64]
 Texts = NDArray[np.str_]
 
@@ -56,7 +56,7 @@ def _texts(values: Any) -> Texts:
         raise DriftError(f"texts must have 2 dimensions, not the shape {array.shape}.")
     return array
 
-
+# %% ../nbs/07a_drift.ipynb #8c876949
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Priced houses, oldest first; raises `DriftError` when the arrays do not fit together."""
@@ -202,7 +202,7 @@ def stability_index(
     a, b = (reference + 0.5) / (n + 0.5 * k), (window + 0.5) / (m + 0.5 * k)
     return float(((a - b) * np.log(a / b)).sum() - (k - 1) * (1 / n + 1 / m))
 
-# %% ../nbs/07a_drift.ipynb #77a54eb7
+# %% ../nbs/07a_drift.ipynb #4cdeec3b
 ENOUGH = 20  # known values that a test of their distribution needs
 CELL = 5  # rows expected of a pool of categories
 LEVELS = tuple(i / 10 for i in range(11))  # of the quantiles in a summary
@@ -256,7 +256,7 @@ class _Numbers:
         places = np.searchsorted(edges, self.known)
         return np.bincount(places, minlength=len(edges) + 1).astype(np.float64)
 
-
+# %% ../nbs/07a_drift.ipynb #6a0ce165
 @dataclass(frozen=True, eq=False)
 class _Counts:
     counts: Mapping[str, int]
@@ -731,7 +731,7 @@ def _move(values: Floats, known: Floats, shift: float, rng: np.random.Generator)
     flips = (values == start) & (rng.random(len(values)) < abs(by) / (high - low) / holders)
     return np.where(flips, end, values)
 
-# %% ../nbs/07a_drift.ipynb #39bff7bb
+# %% ../nbs/07a_drift.ipynb #05cc1a0d
 def simulate(
     table: Reference,  # the training columns, the population of the simulation
     rows: int = 5000,  # of each run; with a shift, from the shift on
@@ -789,7 +789,7 @@ def simulate(
         alarms.append(alarm)
     return SimulationResult(feature, shift, mode, rows, lengths, step, checks, tuple(alarms))
 
-
+# %% ../nbs/07a_drift.ipynb #398e44b7
 def simulate_all(
     table: Reference,  # the training columns
     runs: int = 100,  # for each line
