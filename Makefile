@@ -29,7 +29,7 @@ test: $(env) ## notebooks, their examples against the package, pytest; then cove
 	@set -e; home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
 	export HOUSING_HOME=$$home MPLBACKEND=agg; \
 	echo "== notebooks as they are written (nbdev_test)"; \
-	nbdev_test --timing; \
+	nbdev_test --n_workers 1 --timing; \
 	echo "== their examples against the package, and tests/ (pytest)"; \
 	rm -f .coverage .coverage.*; \
 	coverage run -m pytest -q $(ARGS); \

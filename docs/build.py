@@ -182,7 +182,7 @@ def reference(
     for page in pages:
         if page.symbols:
             rows = "\n".join(f"| {s.link} | {s.summary} |" for s in page.symbols)
-            parts += [f"## [{page.name}]({page.name}.ipynb)", f"| name | |\n|---|---|\n{rows}"]
+            parts += [f"## [{page.name}]({page.name}.ipynb)", f"| name | in one line |\n|---|---|\n{rows}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -231,9 +231,12 @@ def build(
         write(page, site, symbols)
     (site / "reference.md").write_text(reference(pages), encoding="utf-8")
 
-    shutil.rmtree(OUT, ignore_errors=True)
     options = ["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees")]
-    return sphinx([*options, str(site), str(OUT)])
+    status = sphinx([*options, str(site), str(work / "html")])
+    if status == 0:
+        shutil.rmtree(OUT, ignore_errors=True)
+        shutil.move(work / "html", OUT)
+    return status
 
 
 if __name__ == "__main__":

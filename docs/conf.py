@@ -20,6 +20,7 @@ nb_execution_mode = "off"  # docs/build.py has executed them
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars and log lines
 nb_ipywidgets_js = {}  # they would come from another site
+nb_code_prompt_show, nb_code_prompt_hide = "Imports", "Imports"
 
 html_theme = "furo"
 html_static_path = ["_static"]
