@@ -44,9 +44,9 @@ test: $(env) ## notebooks, their examples against the package, pytest; then cove
 
 lint: $(env) ## ruff, mypy, and whether the package, the notebooks and README.md are in step
 	@ruff check --quiet .
-	@ruff format --check --quiet . || { ruff format --check .; exit 1; }
-	@mypy
+	@ruff format --check . || { echo "Run \`make export\`, which formats."; exit 1; }
 	@python docs/generate.py --check
+	@mypy
 
 export: $(env) ## write the package and README.md from the notebooks, which are formatted and cleaned
 	@ruff format --quiet .
@@ -78,7 +78,7 @@ clean: ## remove caches, the site and .venv; data, models and databases stay
 # pip brings uv, which installs the rest in seconds; every file is checked against its hash.
 $(env): requirements/dev.lock requirements/uv.lock settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1)."; \
+	  { echo "Python 3.11 or newer is needed; '$(PYTHON) --version' says: $$($(PYTHON) --version 2>&1)"; \
 	    echo "Install one, or name one: make PYTHON=/path/to/python3.11"; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make a virtual environment. Install what it lacks:"; \

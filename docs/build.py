@@ -182,7 +182,10 @@ def reference(
     for page in pages:
         if page.symbols:
             rows = "\n".join(f"| {s.link} | {s.summary} |" for s in page.symbols)
-            parts += [f"## [{page.name}]({page.name}.ipynb)", f"| name | in one line |\n|---|---|\n{rows}"]
+            parts += [
+                f"## [{page.name}]({page.name}.ipynb)",
+                f"| name | in one line |\n|---|---|\n{rows}",
+            ]
     return "\n\n".join(parts) + "\n"
 
 

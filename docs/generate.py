@@ -110,8 +110,9 @@ def differ(
     path: Path,  # a file, from the project's root
     copy: Path,  # a copy of the project
 ) -> bool:
-    """Whether the file is another one in the copy."""
-    return (ROOT / path).read_bytes() != (copy / path).read_bytes()
+    """Whether the file is missing, or another one in the copy."""
+    here = ROOT / path
+    return not here.exists() or here.read_bytes() != (copy / path).read_bytes()
 
 
 def complaints() -> list[str]:
@@ -119,22 +120,18 @@ def complaints() -> list[str]:
     said = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in "nbs", "housing_mlops":
-            shutil.copytree(
-                ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*")
-            )
-        for name in "settings.ini", "pyproject.toml", "README.md":
-            shutil.copy(ROOT / name, copy)
-        for module in modules(copy):
-            (copy / module).unlink()
+        handmade = set(ROOT.glob("housing_mlops/**/*.py")) - {ROOT / m for m in modules(ROOT)}
+        files = ["settings.ini", "pyproject.toml", "README.md"]
+        for path in [*handmade, *ROOT.glob("nbs/*.ipynb"), *(ROOT / name for name in files)]:
+            to = copy / path.relative_to(ROOT)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, to)
         generate(copy)
         written = modules(copy)
         for path in sorted(modules(ROOT).keys() - written.keys()):
             said.append(f"{path} comes from no notebook: delete it.")
         for path, notebook in written.items():
-            if not (ROOT / path).exists():
-                said.append(f"{path} is missing: run `make export`.")
-            elif differ(path, copy):
+            if differ(path, copy):
                 said.append(
                     f"{path} is not what {notebook} exports: make the change in the notebook, "
                     "then run `make export`."
