@@ -1,4 +1,4 @@
-"""What several tests share: a real PostgreSQL, started here and stopped here."""
+"""What tests stand on: a home of their own, and a real PostgreSQL, started and stopped here."""
 
 import os
 import shutil
@@ -10,6 +10,22 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
+from housing_mlops.config import get_settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in [n for n in os.environ if n.upper().startswith("HOUSING_")]:
+        del os.environ[name]
+    home = tempfile.TemporaryDirectory(prefix="housing-tests-")
+    config.add_cleanup(home.cleanup)
+    os.environ |= {"HOUSING_HOME": home.name, "MPLBACKEND": "agg"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings() -> None:
+    """Settings are read once a process; a test that changes the environment needs them anew."""
+    get_settings.cache_clear()
 
 
 @dataclass

@@ -1,0 +1,91 @@
+# The tasks of this project: `make` lists them. Each one makes or refreshes .venv by itself.
+
+PYTHON      ?= python3
+PORT        ?= 8000
+MLFLOW_PORT ?= 5000
+ARGS        ?=
+
+SHELL       := bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+env   := .venv/.made
+exact := preprocessing inference serving
+
+.DEFAULT_GOAL := help
+.PHONY: help serve train test lint export readme docs lab lock clean
+
+help: ## print these tasks
+	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+
+serve: $(env) ## train if there is no champion yet, then serve the API (PORT) and the MLflow UI (MLFLOW_PORT)
+	@exec housing-mlops up --port $(PORT) --mlflow-port $(MLFLOW_PORT)
+
+train: $(env) ## run the training notebook, e.g. ARGS="-p models '[\"Ridge\"]' -p folds 3"
+	@exec housing-mlops train $(ARGS)
+
+test: $(env) ## notebooks, their examples against the package, pytest; then coverage
+	@set -e; home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
+	export HOUSING_HOME=$$home MPLBACKEND=agg; \
+	echo "== notebooks as they are written (nbdev_test)"; \
+	nbdev_test --n_workers 1 --timing; \
+	echo "== their examples against the package, and tests/ (pytest)"; \
+	rm -f .coverage .coverage.*; \
+	coverage run -m pytest -q $(ARGS); \
+	coverage combine -q; \
+	echo "== coverage: 95 % of all, 100 % of $(exact)"; \
+	coverage report; \
+	for module in $(exact); do \
+	  test ! -f housing_mlops/$$module.py || \
+	  coverage report --include=housing_mlops/$$module.py --fail-under=100 >/dev/null || \
+	  { echo "housing_mlops/$$module.py is not covered in full."; exit 2; }; \
+	done
+
+lint: $(env) ## ruff, mypy, and whether the package, the notebooks and README.md are in step
+	@ruff check --quiet .
+	@ruff format --check . || { echo "Run \`make export\`, which formats."; exit 1; }
+	@python docs/generate.py --check
+	@mypy
+
+export: $(env) ## write the package and README.md from the notebooks, which are formatted and cleaned
+	@ruff format --quiet .
+	@python docs/generate.py
+
+readme: $(env) ## write README.md from nbs/index.ipynb
+	@python docs/generate.py --readme
+
+docs: $(env) ## execute the notebooks and render them as a site in _docs/
+	@python docs/build.py
+
+lab: $(env) ## JupyterLab on this folder; notebooks are cleaned whenever they are saved
+	@nbdev_install_hooks
+	@exec jupyter lab $(ARGS)
+
+lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versions allowed
+	@set -e; compile() { uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
+	compile setup.py -o requirements/serve.lock; \
+	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
+	compile - <<<uv --constraint requirements/dev.lock -o requirements/uv.lock
+	@wc -l requirements/*.lock
+
+clean: ## remove caches, the site and .venv; data, models and databases stay
+	@rm -rf .venv _docs _proc build *.egg-info .coverage .coverage.* .hypothesis
+	@find . -name .git -prune -o -type d \( -name '.*_cache' -o -name __pycache__ \
+	    -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# pip brings uv, which installs the rest in seconds; every file is checked against its hash.
+$(env): requirements/dev.lock requirements/uv.lock settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or newer is needed; '$(PYTHON) --version' says: $$($(PYTHON) --version 2>&1)"; \
+	    echo "Install one, or name one: make PYTHON=/path/to/python3.11"; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make a virtual environment. Install what it lacks:"; \
+	    echo "  sudo apt-get install python3-venv"; exit 1; } >&2
+	@echo "making .venv"
+	@test "$$(.venv/bin/python -V 2>&1)" = "$$($(PYTHON) -V 2>&1)" || $(PYTHON) -m venv --clear .venv
+	@pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	@uv pip sync -q --python .venv/bin/python --require-hashes requirements/dev.lock
+	@uv pip install -q --python .venv/bin/python --no-deps -e .
+	@touch $@

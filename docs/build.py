@@ -1,0 +1,251 @@
+"""Render the notebooks as a site in _docs/: execute them, keep what readers want, run Sphinx.
+
+usage: python docs/build.py
+"""
+
+import ast
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from execnb.nbio import nb2str
+from generate import DIRECTIVE, ROOT, from_root, relink
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbdev.process import NBProcessor
+from nbdev.processors import filter_stream_, hide_, hide_line, strip_ansi
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
+from sphinx.cmd.build import main as sphinx
+
+OUT = ROOT / "_docs"
+PAGES = {"README.md": "index.ipynb", "QUICKSTART.md": "quickstart.md"}
+TICKED = re.compile(r"(?<![\[`])`([A-Za-z]\w*)(?:\(\))?`(?![`\]])")
+NO_EVAL = re.compile(r"^#\| *eval: *false", re.M)
+DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar; its script is elsewhere
+# Plots are sharp white cards, which read alike by day and by night.
+MATPLOTLIB = "figure.dpi: 144\nfigure.facecolor: white\nsavefig.facecolor: white\n"
+
+ini = ConfigParser(delimiters=["="])
+ini.read(ROOT / "settings.ini", encoding="utf-8")
+REPOSITORY = "{git_url}/blob/{branch}".format(**ini["DEFAULT"])
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A function or class that a notebook exports."""
+
+    name: str
+    page: str
+    summary: str
+
+    @property
+    def label(self) -> str:
+        """What the cell that defines it is called on the site."""
+        return f"{self.page}-{self.name}".lower()
+
+    @property
+    def link(self) -> str:
+        """A link to that cell."""
+        return f"[`{self.name}`](#{self.label})"
+
+
+@dataclass
+class Page:
+    """What readers see of a notebook."""
+
+    name: str
+    cells: list[NotebookNode]
+    symbols: list[Symbol]
+
+
+def page_name(
+    path: str | Path,  # a notebook
+) -> str:
+    """The name of its page: `nbs/04_training.ipynb` becomes `training`."""
+    return re.sub(r"^\d+_", "", Path(path).stem)
+
+
+def execute(
+    path: Path,  # a notebook
+    to: Path,  # where to write it with its outputs
+) -> None:
+    """Run a notebook in its own folder; stops the build where a cell fails."""
+    notebook, ran = nbformat.read(path, 4), nbformat.read(path, 4)
+    for cell in ran.cells:
+        if NO_EVAL.search(cell.source):
+            cell.source = ""
+    try:
+        NotebookClient(
+            ran,
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": str(path.parent)}},
+        ).execute()
+    except CellExecutionError as error:
+        raise SystemExit(f"{path.relative_to(ROOT)} fails.\n{error}") from None
+    for cell, done in zip(notebook.cells, ran.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in done.outputs if WIDGET not in o.get("data", {})]
+    nbformat.write(notebook, to)
+
+
+def defined(
+    source: str,  # a cell that is exported
+    page: str,  # the page that it stands on
+) -> Iterator[Symbol]:
+    """The public functions and classes of a cell."""
+    for node in ast.parse(source).body:
+        if isinstance(node, DEFINITION) and not node.name.startswith("_"):
+            yield Symbol(node.name, page, (ast.get_docstring(node) or "").partition("\n")[0])
+
+
+def read(
+    path: Path,  # an executed notebook
+    name: str,  # the name of its page
+) -> Page:
+    """What nbdev's directives leave of a notebook, with a label before each definition."""
+    processor = NBProcessor(path, procs=[hide_, hide_line, filter_stream_, strip_ansi])
+    processor.process()
+    page = Page(name, [], [])
+    kept = nbformat.reads(nb2str(processor.nb), 4).cells
+    for cell, before in zip(kept, processor.nb.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.source = DIRECTIVE.sub("", cell.source)
+            if before.directives_.keys() & {"export", "exports"}:
+                symbols = list(defined(cell.source, name))
+                labels = "\n".join(f"({symbol.label})=" for symbol in symbols)
+                page.cells += [new_markdown_cell(labels)] if labels else []
+                page.symbols += symbols
+                if all(
+                    isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(cell.source).body
+                ):
+                    cell.metadata["tags"] = ["hide-input"]
+        if cell.source.strip():
+            page.cells.append(cell)
+    return page
+
+
+def on_site(
+    folder: str,  # the folder of a page, from the project's root
+    site: Path,  # where the pages are gathered
+) -> Callable[[str], str]:
+    """A function that gives a link of that page its target on the site."""
+
+    def move(target: str) -> str:
+        path, fragment = from_root(target, folder)
+        if path in PAGES:
+            return PAGES[path] + fragment
+        if path.startswith("nbs/"):
+            return page_name(path) + ".ipynb" + fragment
+        if path.endswith((".svg", ".png")):
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, site / path)
+            return path
+        return f"{REPOSITORY}/{path}{fragment}"
+
+    return move
+
+
+def write(
+    page: Page,  # a page
+    site: Path,  # where the pages are gathered
+    symbols: dict[str, Symbol],  # what all notebooks export, by name
+) -> None:
+    """Write a page, its links moved and each `name` that a notebook exports made a link."""
+    own = symbols | {symbol.name: symbol for symbol in page.symbols}
+
+    def ticked(match: re.Match[str]) -> str:
+        return own[match[1]].link if match[1] in own else match[0]
+
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            lines = relink(cell.source, on_site("nbs", site)).split("\n")
+            cell.source = "\n".join(t if t[:1] == "#" else TICKED.sub(ticked, t) for t in lines)
+    python = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    nbformat.write(new_notebook(cells=page.cells, metadata=python), site / f"{page.name}.ipynb")
+
+
+def reference(
+    pages: list[Page],  # in reading order
+) -> str:
+    """A page that lists what each module exports."""
+    parts = ["# Reference", "> Every public function and class, by module."]
+    for page in pages:
+        if page.symbols:
+            rows = "\n".join(f"| {s.link} | {s.summary} |" for s in page.symbols)
+            parts += [
+                f"## [{page.name}]({page.name}.ipynb)",
+                f"| name | in one line |\n|---|---|\n{rows}",
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def contents(
+    caption: str,  # its title in the side bar
+    names: list[str],  # the pages below it
+) -> str:
+    """A table of contents that shows in the side bar."""
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```"])
+
+
+def build(
+    work: Path,  # an empty folder
+) -> int:
+    """Build the site; returns Sphinx's exit code."""
+    site, home = work / "site", work / "home"
+    site.mkdir()
+    home.mkdir()
+    (work / "matplotlibrc").write_text(MATPLOTLIB)
+    os.environ.update(HOUSING_HOME=str(home), MATPLOTLIBRC=str(work))
+    os.environ.pop("MPLBACKEND", None)
+
+    pages = []
+    for path in sorted(ROOT.glob("nbs/*.ipynb")):
+        begun = time.perf_counter()
+        execute(path, work / path.name)
+        pages.append(read(work / path.name, page_name(path)))
+        print(f"{path.name:28} {time.perf_counter() - begun:6.1f} s", flush=True)
+    index = next((p for p in pages if p.name == "index"), None)
+    if index:
+        pages.remove(index)
+    else:
+        index = Page("index", [new_markdown_cell("# housing_mlops")], [])
+
+    guides = []
+    if (ROOT / "QUICKSTART.md").exists():
+        text = (ROOT / "QUICKSTART.md").read_text(encoding="utf-8")
+        (site / "quickstart.md").write_text(relink(text, on_site(".", site)), encoding="utf-8")
+        guides.append(contents("Begin", ["quickstart"]))
+    guides.append(contents("The notebooks", [page.name for page in pages]))
+    guides.append(contents("Look up", ["reference"]))
+    index.cells.append(new_markdown_cell("\n\n".join(guides)))
+
+    symbols = {symbol.name: symbol for page in pages for symbol in page.symbols}
+    for page in [index, *pages]:
+        write(page, site, symbols)
+    (site / "reference.md").write_text(reference(pages), encoding="utf-8")
+
+    options = ["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees")]
+    status = sphinx([*options, str(site), str(work / "html")])
+    if status == 0:
+        shutil.rmtree(OUT, ignore_errors=True)
+        shutil.move(work / "html", OUT)
+    return status
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        status = build(Path(folder))
+    print(
+        f"the site: file://{OUT}/index.html" if status == 0 else "The site has faults, see above."
+    )
+    sys.exit(status)

@@ -1,0 +1,38 @@
+"""Each notebook's examples and asserts, run against the exported package.
+
+nbdev_test runs a notebook as it is written, so it tests the notebook's own definitions. Here the
+cells that are exported are left out and their names come from the module: what is covered is the
+code that ships, and a stale export fails. Warnings are errors, as in every test.
+"""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from execnb.shell import CaptureShell
+from nbdev.config import get_config
+from nbdev.process import NBProcessor
+
+CONFIG = get_config()
+NOTEBOOKS = sorted(CONFIG.nbs_path.glob("*.ipynb"))
+LEFT_OUT = {"default_exp", "export", "exports", "exporti", *CONFIG.tst_flags.split()}
+
+
+def left_out(cell) -> bool:
+    """Whether a cell is no example: text, exported, slow, or not to be run at all."""
+    directives = getattr(cell, "directives_", {})
+    no_eval = directives.get("eval:", [""])[0].lower() == "false"
+    return cell.cell_type != "code" or no_eval or bool(LEFT_OUT & directives.keys())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("IN_TEST", "1")
+    notebook = NBProcessor(path, process=True).nb
+    shell = CaptureShell(path)
+    for cell in notebook.cells:
+        if module := getattr(cell, "directives_", {}).get("default_exp"):
+            exported = vars(importlib.import_module(f"{CONFIG.lib_name}.{module[0]}"))
+            shell.user_ns |= {k: v for k, v in exported.items() if not k.startswith("__")}
+    shell.run_all(notebook, exc_stop=True, preproc=left_out)
