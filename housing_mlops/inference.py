@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLE', 'open_session', 'to_tensors', 'row_of', 'Model']
 
-# %% ../nbs/06_inference.ipynb #84fee0ee
+# %% ../nbs/06_inference.ipynb #271dc116
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from .bundle import MODEL, BundleError, BundleInfo, open_bundle, read_reference
+from housing_mlops.bundle import (
+    MODEL,
+    BundleError,
+    BundleInfo,
+    Reference,
+    open_bundle,
+    read_reference,
+)
 from .schema import Dataset
 
 # %% ../nbs/06_inference.ipynb #70f02256
@@ -54,7 +61,7 @@ def row_of(
     """The values of a house in the order of the columns."""
     return list(house.__dict__.values())
 
-# %% ../nbs/06_inference.ipynb #abe111a0
+# %% ../nbs/06_inference.ipynb #2d4b2dbd
 SAMPLE = 64  # rows of the reference that a freshly opened model has to price as recorded
 
 
@@ -66,8 +73,10 @@ class Model:
         info: BundleInfo,  # what the bundle says
         version: str,  # its version in the registry
         session: ort.InferenceSession,  # its graph
+        reference: Reference,  # what it learnt from
     ) -> None:
         self.info = info
+        self.reference = reference
         self.version = version
         self.dataset = info.dataset
         self._run = session.run
@@ -80,13 +89,12 @@ class Model:
     ) -> Self:
         """The model in `folder`, verified and warm; raises `BundleError`."""
         info = open_bundle(folder)
-        model = cls(info, version, open_session(folder / MODEL))
+        model = cls(info, version, open_session(folder / MODEL), read_reference(folder))
         model._prove(folder)
         return model
 
     def _prove(self, folder: Path) -> None:
-        known = read_reference(folder)
-        n = self.dataset.n_numbers
+        known, n = self.reference, self.dataset.n_numbers
         tensors: dict[str, NDArray[Any]] = {}
         if n:
             tensors["numbers"] = known.numbers[:SAMPLE]
