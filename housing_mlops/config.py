@@ -35,7 +35,7 @@ def find_home(
             return folder
     return start
 
-# %% ../nbs/00_config.ipynb #5defefb7
+# %% ../nbs/00_config.ipynb #8c6fe5fe
 class Settings(BaseSettings):
     """Every setting of the system; each is read from `HOUSING_<NAME>` or from `.env`."""
 
@@ -69,9 +69,23 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="Largest request body, in bytes.")
     max_batch: int = Field(1_000, ge=1, description="Most houses in one batch request.")
+    workers: int = Field(1, ge=1, description="Server processes that share the port.")
+    max_in_progress: int = Field(512, ge=1, description="Requests in progress beyond which: 503.")
+    deadline_s: float = Field(10, gt=0, description="Time a client may take to send its request.")
     api_keys: SecretStr = Field(
         SecretStr(""), description="Comma-separated keys that may ask for prices; empty: anyone."
     )
+    admin_keys: SecretStr = Field(
+        SecretStr(""), description="Comma-separated keys that may administer; empty: nobody."
+    )
+    cors_origins: str = Field("", description="Comma-separated origins of browsers that may ask.")
+    access_log: Literal["all", "errors", "off"] = Field(
+        "errors", description="Which requests are written to the access log."
+    )
+    registry_poll_s: float = Field(5, ge=0, description="How often to look for a new champion.")
+    # monitoring
+    metrics_dir: Path | None = Field(None, description="Folder where workers share their counters.")
+    drift_interval_s: float = Field(60, gt=0, description="How often drift is judged.")
 
     # prediction log
     log: Literal["on", "off"] = Field("on", description="Whether every prediction is kept.")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RegistryError', 'bundle_digest', 'register_bundle', 'Decision', 'gate', 'find_version', 'promote',
-           'promote_if_better', 'roll_back', 'Version', 'versions', 'Champion', 'cached_champion', 'fetch_version',
-           'fetch_champion']
+           'promote_if_better', 'roll_back', 'Version', 'versions', 'Champion', 'cached_champion', 'install_bundle',
+           'fetch_version', 'fetch_champion']
 
 # %% ../nbs/05_registry.ipynb #cefe058d
 import base64
@@ -251,6 +251,21 @@ def cached_champion(
         return Champion(str(said["version"]), _shelf(settings) / str(said["folder"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+# %% ../nbs/05_registry.ipynb #c4e10775
+def install_bundle(
+    folder: Path,  # of a bundle
+    version: str,  # what to call it
+    settings: Settings,  # cache folder and the model's name
+) -> Path:
+    """The cached copy of a bundle, which is now what this machine serves; raises `BundleError`."""
+    open_bundle(folder)
+    cached = _shelf(settings) / f"{version}-{bundle_digest(folder)[:12]}"
+    with whole_folder(cached) as work:
+        for name in (MODEL, REFERENCE, INFO):
+            shutil.copyfile(folder / name, work / name)
+    _point(settings, version, cached)
+    return cached
 
 # %% ../nbs/05_registry.ipynb #f2661457
 def _get(settings: Settings, path: str, **query: str) -> bytes:
