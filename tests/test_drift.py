@@ -346,6 +346,13 @@ def test_columns_that_differ_are_refused(known):
         check(known, Rows(window.numbers[:, :2], window.texts, window.predictions))
 
 
+def test_a_value_that_is_not_finite_is_unknown(known):
+    window = rows(200, 28)
+    window.numbers[:40, 0] = np.inf
+    found = check(known, Rows(window.numbers, window.texts, window.predictions)).features[0]
+    assert found.window.missing == 0.2 and np.isfinite(found.window.quantiles).all()
+
+
 def test_unknown_texts_may_be_none_or_nan():
     found = Rows(np.empty((3, 0)), [["a"], [None], [float("nan")]], ())
     assert found.texts.tolist() == [["a"], [""], [""]]
