@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'REFERENCE', 'INFO', 'BundleError', 'Interval', 'BundleInfo', 'Reference', 'file_digest', 'whole_folder',
-           'write_bundle', 'read_info', 'open_bundle', 'read_reference']
+           'whole_file', 'write_bundle', 'read_info', 'open_bundle', 'read_reference']
 
 # %% ../nbs/04a_bundle.ipynb #0499fdd5
 import hashlib
@@ -73,7 +73,7 @@ class Reference(BaseModel):
         np.float32
     ]  # [rows in cross-validation], out of fold, actual minus predicted
 
-# %% ../nbs/04a_bundle.ipynb #0fdf130a
+# %% ../nbs/04a_bundle.ipynb #b8ea6887
 def file_digest(
     path: Path,  # an existing file
 ) -> str:
@@ -102,6 +102,19 @@ def whole_folder(
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+@contextmanager
+def whole_file(
+    path: Path,  # what it will be called; replaced if it exists
+) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends without an error."""
+    work = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield work
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def write_bundle(
