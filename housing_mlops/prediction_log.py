@@ -453,7 +453,7 @@ def insert_all(
     more_new, more_refused = insert_all(engine, records[half:])
     return new + more_new, refused + more_refused
 
-# %% ../nbs/07_prediction_log.ipynb #aed943b6
+# %% ../nbs/07_prediction_log.ipynb #8081798c
 @dataclass(frozen=True)
 class LogState:
     """How the prediction log is, as one process sees it."""
@@ -667,7 +667,9 @@ class PredictionLog:
             self.quarantined += len(refused)
 
     def _clean(self) -> None:
-        """Adopt what dead processes left, and delete what is too old."""
+        """See that the database answers, adopt what dead processes left, delete what is too old."""
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
         try:
             self.journal.check()
             if self.journal.folder.exists():
