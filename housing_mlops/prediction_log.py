@@ -453,7 +453,7 @@ def insert_all(
     more_new, more_refused = insert_all(engine, records[half:])
     return new + more_new, refused + more_refused
 
-# %% ../nbs/07_prediction_log.ipynb #8081798c
+# %% ../nbs/07_prediction_log.ipynb #f1edec77
 @dataclass(frozen=True)
 class LogState:
     """How the prediction log is, as one process sees it."""
@@ -551,10 +551,10 @@ class PredictionLog:
 
     def feedback(
         self,
-        prediction_id: str,  # as in `save_feedback`, like all that follows
-        price: float,
-        at: datetime | None = None,
-        replace: bool = False,
+        prediction_id: str,  # which prediction
+        price: float,  # what the house was sold for, in the target's unit
+        at: datetime | None = None,  # when; now by default
+        replace: bool = False,  # whether an earlier, different price gives way
         wait_s: float = 1,  # how long a prediction may be on its way from a journal
     ) -> Literal["stored", "unchanged", "replaced"]:
         """As `save_feedback`, also for a prediction that is still on its way to the database."""
@@ -572,22 +572,30 @@ class PredictionLog:
                     raise
             time.sleep(0.02)
 
-    def page(self, before: str | None = None, limit: int = 100, version: str | None = None) -> Page:
+    def page(
+        self,
+        before: str | None = None,  # the cursor of an earlier page
+        limit: int = 100,  # most rows
+        version: str | None = None,  # only this model version
+    ) -> Page:
         """As `read_page`."""
         return read_page(self.engine, before, limit, version)
 
     def window(
         self,
-        dataset: Dataset,
-        n: int | None = 1000,
-        since: datetime | None = None,
-        version: str | None = None,
+        dataset: Dataset,  # whose columns
+        n: int | None = 1000,  # most rows, the newest; None: all
+        since: datetime | None = None,  # only predictions made from then on
+        version: str | None = None,  # only this model version
     ) -> Window:
         """As `read_window`."""
         return read_window(self.engine, dataset, n, since, version)
 
     def live_error(
-        self, n: int | None = None, since: datetime | None = None, version: str | None = None
+        self,
+        n: int | None = None,  # only the newest n predictions with a price paid, of each version
+        since: datetime | None = None,  # only predictions made from then on
+        version: str | None = None,  # only this model version
     ) -> list[LiveError]:
         """As the function `live_error`."""
         return live_error(self.engine, n, since, version)

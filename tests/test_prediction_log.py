@@ -424,6 +424,23 @@ def test_a_database_that_is_away_at_the_start(
     once(heir.engine, ids)
 
 
+def test_a_database_of_a_later_version_is_left_alone(
+    sqlite_url: str, start: Callable[..., PredictionLog]
+) -> None:
+    engine = connect(sqlite_url)
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '9999'")
+    log = start(sqlite_url)
+    ids = append(log, 3)
+    assert "9999" in log.state.error
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '0001'")
+    assert log.flush(60)
+    once(engine, ids)
+    engine.dispose()
+
+
 def test_postgresql_stops_and_starts(postgres: Any, start: Callable[..., PredictionLog]) -> None:
     log = start(postgres.make(next(names)))
     ids = append(log, 200)
