@@ -21,13 +21,12 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from housing_mlops import history
 from housing_mlops import prediction_log as module
 from housing_mlops.config import HousingError
-from housing_mlops.journal import Journal, Record, encode_record, new_id
-from housing_mlops.prediction_log import (
+from housing_mlops.history import (
     FeedbackConflict,
     LogUnavailable,
-    PredictionLog,
     UnknownPrediction,
     connect,
     delete_old,
@@ -41,6 +40,8 @@ from housing_mlops.prediction_log import (
     read_window,
     save_feedback,
 )
+from housing_mlops.journal import Journal, Record, encode_record, new_id
+from housing_mlops.prediction_log import PredictionLog
 from housing_mlops.schema import Dataset, load_dataset
 
 DATASET = load_dataset("boston")
@@ -639,7 +640,7 @@ def test_old_predictions_go(
     until(lambda: len(stored(log.engine)) == 100)
     once(log.engine, ids)
     with log.engine.begin() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(module.feedback)) == 0
+        assert connection.scalar(sa.select(sa.func.count()).select_from(history.feedback)) == 0
 
 
 def test_nothing_goes_unless_asked(engine: sa.Engine) -> None:
@@ -665,7 +666,7 @@ def test_feedback(engine: sa.Engine) -> None:
         save_feedback(engine, "nonsense", 22.0)
     assert read_page(engine).rows[0].actual == 22.0
     with engine.begin() as connection:
-        time_us = connection.scalar(sa.select(module.feedback.c.time_us))
+        time_us = connection.scalar(sa.select(history.feedback.c.time_us))
     assert time_us == at.replace(tzinfo=UTC).timestamp() * 1e6
 
 
@@ -702,7 +703,7 @@ def test_feedback_waits_for_the_one_that_is_reporting(postgres: Any) -> None:
     with engine.begin() as connection:
         connection.execute(sa.select(predictions.c.id).with_for_update())
         row = {"prediction_id": id_of(line), "price": 20.0, "time_us": 0, "reported_us": 0}
-        connection.execute(module.feedback.insert().values(row))
+        connection.execute(history.feedback.insert().values(row))
         report.start()
         with engine.connect() as other:
             until(lambda: other.exec_driver_sql(waiting).scalar())
@@ -775,7 +776,7 @@ def test_live_error_is_what_pandas_says(engine: sa.Engine) -> None:
     check(frame[frame.model_version == "3"], version="3")
     check(frame.groupby(["model", "model_version"]).tail(10), n=10)
     since = datetime.fromtimestamp(now / 1e6, UTC) - timedelta(seconds=100)
-    check(frame[frame.time_us >= module._to_us(since)], since=since)
+    check(frame[frame.time_us >= history._to_us(since)], since=since)
     assert live_error(engine, version="none") == []
 
 
@@ -841,5 +842,5 @@ def test_good_records_among_an_outage_are_not_refused(sqlite_url: str) -> None:
     engine = connect(sqlite_url)
     with pytest.raises(sa.exc.OperationalError):  # no table yet
         insert_all(engine, [record()])
-    assert not module._is_sound(engine)
+    assert not history._is_sound(engine)
     engine.dispose()
