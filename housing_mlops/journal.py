@@ -132,7 +132,7 @@ class Segment:
             log.warning("cannot delete the stored segment %s: %s", self.path, error)
         os.close(self.fd)
 
-# %% ../nbs/06a_journal.ipynb #9192fd99
+# %% ../nbs/06a_journal.ipynb #eb0dd7a8
 @dataclass(eq=False)
 class Batch:
     """Records read from one segment, ready to be stored, and the lines that are none."""
@@ -161,7 +161,8 @@ def read_batch(
             break
         most *= 2
     if not cut:  # the end of the file, torn; or a file that somebody cut off
-        return Batch(segment, [], [data] if data else [], segment.size)
+        torn = data.strip(b"\0")  # zeros are a probe, or what a power cut left
+        return Batch(segment, [], [torn] if torn else [], segment.size)
     batch = Batch(segment, [], [], segment.taken + cut)
     for line in data[: cut - 1].split(b"\n"):
         record = line[9:]

@@ -325,6 +325,13 @@ def test_torn_and_garbled_lines_are_told_from_records(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+def test_zeros_at_the_end_are_nothing(folder: Path) -> None:
+    left_behind(folder, [b"one"], bytes(4096))
+    journal = heir(folder)
+    assert drain(journal) == ([b"one"], [])
+    assert journal.backlog == (0, 0)
+
+
 def test_foreign_files_are_set_aside(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     left_behind(folder, [b"one"])
     owner = new_id()

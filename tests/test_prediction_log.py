@@ -21,13 +21,12 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from housing_mlops import history
 from housing_mlops import prediction_log as module
 from housing_mlops.config import HousingError
-from housing_mlops.journal import Journal, Record, encode_record, new_id
-from housing_mlops.prediction_log import (
+from housing_mlops.history import (
     FeedbackConflict,
     LogUnavailable,
-    PredictionLog,
     UnknownPrediction,
     connect,
     delete_old,
@@ -41,6 +40,8 @@ from housing_mlops.prediction_log import (
     read_window,
     save_feedback,
 )
+from housing_mlops.journal import Journal, Record, encode_record, new_id
+from housing_mlops.prediction_log import PredictionLog
 from housing_mlops.schema import Dataset, load_dataset
 
 DATASET = load_dataset("boston")
@@ -386,6 +387,10 @@ def test_a_database_whose_file_is_replaced_is_noticed(
     once(log.engine, ids)
 
     real, path = module.insert_all, tmp_path / "predictions.db"
+    for file in tmp_path.glob("predictions.db*"):
+        file.unlink()
+    until(path.exists)  # made again, with no record to store
+    until(lambda: log.state.connected)
 
     def replaced_meanwhile(*args: Any) -> Any:
         result = real(*args)
@@ -420,6 +425,23 @@ def test_a_database_that_is_away_at_the_start(
     once(heir.engine, ids)
 
 
+def test_a_database_of_a_later_version_is_left_alone(
+    sqlite_url: str, start: Callable[..., PredictionLog]
+) -> None:
+    engine = connect(sqlite_url)
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '9999'")
+    log = start(sqlite_url)
+    ids = append(log, 3)
+    assert "9999" in log.state.error
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '0001'")
+    assert log.flush(60)
+    once(engine, ids)
+    engine.dispose()
+
+
 def test_postgresql_stops_and_starts(postgres: Any, start: Callable[..., PredictionLog]) -> None:
     log = start(postgres.make(next(names)))
     ids = append(log, 200)
@@ -446,6 +468,17 @@ def test_postgresql_stops_and_starts(postgres: Any, start: Callable[..., Predict
     assert log.flush(60)
     once(log.engine, ids)
     assert log.state.connected and log.state.quarantined == 0
+
+
+def test_an_outage_is_seen_without_traffic(
+    postgres: Any, start: Callable[..., PredictionLog]
+) -> None:
+    log = start(postgres.make(next(names)))
+    until(lambda: log.state.connected)
+    postgres.stop()
+    until(lambda: not log.state.connected)
+    postgres.start()
+    until(lambda: log.state.connected)
 
 
 def test_a_call_that_does_not_return_is_seen_and_does_not_hold_up_the_end(
@@ -607,7 +640,7 @@ def test_old_predictions_go(
     until(lambda: len(stored(log.engine)) == 100)
     once(log.engine, ids)
     with log.engine.begin() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(module.feedback)) == 0
+        assert connection.scalar(sa.select(sa.func.count()).select_from(history.feedback)) == 0
 
 
 def test_nothing_goes_unless_asked(engine: sa.Engine) -> None:
@@ -633,7 +666,7 @@ def test_feedback(engine: sa.Engine) -> None:
         save_feedback(engine, "nonsense", 22.0)
     assert read_page(engine).rows[0].actual == 22.0
     with engine.begin() as connection:
-        time_us = connection.scalar(sa.select(module.feedback.c.time_us))
+        time_us = connection.scalar(sa.select(history.feedback.c.time_us))
     assert time_us == at.replace(tzinfo=UTC).timestamp() * 1e6
 
 
@@ -655,6 +688,28 @@ def test_feedback_reported_by_several_at_once_is_stored_once(engine: sa.Engine) 
         t.join()
     assert results.count("stored") == 1
     assert set(results) <= {"stored", "unchanged", "FeedbackConflict"}
+
+
+def test_feedback_waits_for_the_one_that_is_reporting(postgres: Any) -> None:
+    engine = connect(postgres.make(next(names)))
+    migrate(engine)
+    line = record()
+    insert(engine, [line])
+    results: list[str] = []
+    report = threading.Thread(
+        target=lambda: results.append(save_feedback(engine, id_of(line), 20.0))
+    )
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with engine.begin() as connection:
+        connection.execute(sa.select(predictions.c.id).with_for_update())
+        row = {"prediction_id": id_of(line), "price": 20.0, "time_us": 0, "reported_us": 0}
+        connection.execute(history.feedback.insert().values(row))
+        report.start()
+        with engine.connect() as other:
+            until(lambda: other.exec_driver_sql(waiting).scalar())
+    report.join()
+    assert results == ["unchanged"]
+    engine.dispose()
 
 
 def test_feedback_for_a_prediction_that_is_on_its_way(
@@ -721,7 +776,7 @@ def test_live_error_is_what_pandas_says(engine: sa.Engine) -> None:
     check(frame[frame.model_version == "3"], version="3")
     check(frame.groupby(["model", "model_version"]).tail(10), n=10)
     since = datetime.fromtimestamp(now / 1e6, UTC) - timedelta(seconds=100)
-    check(frame[frame.time_us >= module._to_us(since)], since=since)
+    check(frame[frame.time_us >= history._to_us(since)], since=since)
     assert live_error(engine, version="none") == []
 
 
@@ -742,7 +797,7 @@ def test_pages_show_every_row_once_while_others_arrive(engine: sa.Engine) -> Non
     assert times == sorted(times, reverse=True)
     assert sorted(r.id for r in seen) == sorted(map(id_of, lines))
     assert len(read_page(engine, version="1").rows) == 50
-    assert read_page(engine, limit=100, version="0").next is not None
+    assert read_page(engine, limit=50, version="0").next is None
 
 
 def test_a_window_of_rows_that_do_not_fit(engine: sa.Engine, tmp_path: Path) -> None:
@@ -787,5 +842,5 @@ def test_good_records_among_an_outage_are_not_refused(sqlite_url: str) -> None:
     engine = connect(sqlite_url)
     with pytest.raises(sa.exc.OperationalError):  # no table yet
         insert_all(engine, [record()])
-    assert not module._is_sound(engine)
+    assert not history._is_sound(engine)
     engine.dispose()
