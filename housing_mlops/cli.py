@@ -6,10 +6,11 @@
 __all__ = ['app', 'settings', 'schema', 'train', 'models', 'promote', 'rollback', 'JsonLines', 'log_config', 'serve', 'up',
            'predict', 'drift']
 
-# %% ../nbs/10_cli.ipynb #3e4e5cad
+# %% ../nbs/10_cli.ipynb #1e77906b
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,7 @@ import typer
 
 from .config import HousingError, Settings, read_settings
 
-# %% ../nbs/10_cli.ipynb #f6d09588
+# %% ../nbs/10_cli.ipynb #1cd547f0
 class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error that the user can put right becomes one sentence."""
@@ -60,7 +61,12 @@ def _shown(value: Any) -> str:
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
-# %% ../nbs/10_cli.ipynb #c0a138b9
+# %% ../nbs/10_cli.ipynb #fab84be2
+def _masked(value: str) -> str:
+    """`value` with the password of a URL left out."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", value)
+
+
 @app.command()
 def settings() -> None:
     """Print every setting, its value and what it is for."""
@@ -68,7 +74,7 @@ def settings() -> None:
     rows = [
         {
             "setting": f"HOUSING_{name.upper()}",
-            "value": str(getattr(now, name)),
+            "value": _masked(str(getattr(now, name))),
             "meaning": field.description,
         }
         for name, field in Settings.model_fields.items()
@@ -101,16 +107,20 @@ def schema(
     )
     typer.echo(_table(dictionary(declared)))
 
-# %% ../nbs/10_cli.ipynb #70c42816
+# %% ../nbs/10_cli.ipynb #0dc2f5f2
 @app.command()
 def train(
+    value: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="", hidden=True, help="The values, one behind each -p NAME."),
+    ] = None,
     parameter: Annotated[
-        list[tuple[str, str]] | None,
+        list[str] | None,
         typer.Option(
             "-p",
             "--parameter",
             metavar="NAME VALUE",
-            help="A parameter of the training notebook; repeat for more.",
+            help="A parameter of the training notebook, such as: -p folds 3 -p seed 7.",
         ),
     ] = None,
     notebook: Annotated[Path, typer.Option(help="The training notebook.")] = Path(
@@ -138,7 +148,10 @@ def train(
             )
         )
         return
-    given = {name: runs.parse_value(value) for name, value in parameter or []}
+    names, values = parameter or [], value or []
+    if len(names) != len(values):
+        raise HousingError("Every -p takes a name and a value: -p folds 3.")
+    given = {n: runs.parse_value(v) for n, v in zip(names, values, strict=True)}
     done = runs.train(given, now, notebook)
     typer.echo(f"\n{done['winner']}, run {done['run_id']}: {done.get('reason', 'not registered')}")
     typer.echo(f"version {done['version']}; executed notebook and page in {done['folder']}")
@@ -170,7 +183,7 @@ def rollback() -> None:
 
     typer.echo(f"Version {roll_back(read_settings())} is the champion again.")
 
-# %% ../nbs/10_cli.ipynb #7e00afdb
+# %% ../nbs/10_cli.ipynb #5c5ee674
 class JsonLines(logging.Formatter):
     """A log record as one JSON object."""
 
@@ -254,7 +267,7 @@ def up(
 
     local.up(now, mlflow_port, make_champion, typer.echo)
 
-# %% ../nbs/10_cli.ipynb #e8fd5193
+# %% ../nbs/10_cli.ipynb #f79be16c
 def _champion() -> Any:
     from housing_mlops.inference import Model
     from housing_mlops.registry import fetch_champion
@@ -310,7 +323,7 @@ def predict(
         )
     )
 
-# %% ../nbs/10_cli.ipynb #763c0fd5
+# %% ../nbs/10_cli.ipynb #a5222bc9
 @app.command()
 def drift(
     simulate: Annotated[
@@ -321,17 +334,25 @@ def drift(
     seed: Annotated[int, typer.Option(help="Of the first run.")] = 0,
 ) -> None:
     """Tell whether the houses asked about have changed, or how far that telling can be trusted."""
+    from sqlalchemy.exc import SQLAlchemyError
+
     from housing_mlops.drift import simulate_all, simulation_table
+    from housing_mlops.history import migrate
     from housing_mlops.monitoring import drift_reference, judge_log
-    from housing_mlops.prediction_log import PredictionLog, migrate
+    from housing_mlops.prediction_log import open_log
 
     model, now = _champion(), read_settings()
     if simulate:
         reference = drift_reference(model.dataset, model.reference)
         typer.echo(_table(simulation_table(simulate_all(reference, runs, seed=seed))))
         return
-    log = PredictionLog(now.database, now.path(now.journal_dir))
-    migrate(log.engine)
+    log = open_log(now)
+    if log is None:
+        raise HousingError("Predictions are not kept: HOUSING_LOG is off.")
+    try:
+        migrate(log.engine)
+    except SQLAlchemyError as error:
+        raise HousingError(f"The prediction log cannot be read: {error}") from None
     found = judge_log(log, model)
     typer.echo(f"{found.verdict}{': ' + ', '.join(found.features) if found.features else ''}")
     rows = [
@@ -345,7 +366,3 @@ def drift(
         for f in found.report.features
     ]
     typer.echo(_table(rows))
-
-
-if __name__ == "__main__":
-    app()

@@ -9,7 +9,7 @@ __all__ = ['log', 'Serve', 'Key', 'operations', 'monitoring', 'Rows', 'Version',
            'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions', 'drift',
            'live_error', 'install_routes', 'follow', 'quick_path', 'HousingAPI', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #97d01b61
+# %% ../nbs/09_serving.ipynb #69f00a6e
 import asyncio
 import csv
 import hmac
@@ -63,6 +63,7 @@ from housing_mlops.prediction_log import (
     LogUnavailable,
     PredictionLog,
     UnknownPrediction,
+    open_log,
 )
 from .registry import RegistryError, cached_champion, fetch_champion
 from .schema import Dataset, dictionary, load_dataset
@@ -127,7 +128,7 @@ class Problem(BaseModel):
 
     detail: str
 
-# %% ../nbs/09_serving.ipynb #bb946447
+# %% ../nbs/09_serving.ipynb #570e4897
 class NoModel(HousingError):
     """There is no model to price with."""
 
@@ -155,16 +156,9 @@ class Service:
 
     def open_log(self) -> None:
         """Start the prediction log, unless it was switched off."""
-        s = self.settings
-        if s.log == "on":
-            self.log = PredictionLog(
-                s.database,
-                s.path(s.journal_dir),
-                max_bytes=s.journal_max_mb * 1_000_000,
-                retention_days=s.log_retention_days,
-                retention_rows=s.log_retention_rows,
-                timeout_s=s.database_timeout_s,
-            ).start(wait_s=0)
+        self.log = open_log(self.settings)
+        if self.log is not None:
+            self.log.start(wait_s=0)
 
     def load(self) -> Model | None:
         """The champion if it is not in use already, verified and warm; None otherwise."""

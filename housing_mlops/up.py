@@ -143,7 +143,7 @@ def sample_request(
     house = shlex.quote(json.dumps(example, separators=(",", ":")))
     return f"curl -X POST {address}/predict -H 'Content-Type: application/json' -d {house}"
 
-# %% ../nbs/09a_up.ipynb #72f7a5dd
+# %% ../nbs/09a_up.ipynb #df3542f4
 def mlflow_command(
     settings: Settings,  # for the database and the artifacts
     port: int,  # to listen on
@@ -198,7 +198,7 @@ def up(
                 command = mlflow_command(settings, mlflow_port)
                 parts.append(start("MLflow", command, logs / "mlflow.log", settings, **quiet))
                 awaited[f"{pages}/health"] = parts[-1]
-            command = [sys.executable, "-m", "housing_mlops.cli", "serve"]
+            command = [sys.executable, "-c", "from housing_mlops.cli import app; app()", "serve"]
             given = {"HOUSING_HOST": settings.host, "HOUSING_PORT": str(settings.port)}
             parts.append(
                 start(
