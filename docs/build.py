@@ -72,7 +72,7 @@ def page_name(
     path: str | Path,  # a notebook
 ) -> str:
     """The name of its page: `nbs/04_training.ipynb` becomes `training`."""
-    return re.sub(r"^\d+_", "", Path(path).stem)
+    return re.sub(r"^\d+[a-z]?_", "", Path(path).stem)
 
 
 def execute(
@@ -108,6 +108,17 @@ def defined(
             yield Symbol(node.name, page, (ast.get_docstring(node) or "").partition("\n")[0])
 
 
+def only_imports(
+    source: str,  # a cell
+) -> bool:
+    """Whether a cell holds imports alone, which the page folds."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a magic
+        return False
+    return all(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
+
+
 def read(
     path: Path,  # an executed notebook
     name: str,  # the name of its page
@@ -125,10 +136,8 @@ def read(
                 labels = "\n".join(f"({symbol.label})=" for symbol in symbols)
                 page.cells += [new_markdown_cell(labels)] if labels else []
                 page.symbols += symbols
-                if all(
-                    isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(cell.source).body
-                ):
-                    cell.metadata["tags"] = ["hide-input"]
+            if only_imports(cell.source):
+                cell.metadata["tags"] = ["hide-input"]
         if cell.source.strip():
             page.cells.append(cell)
     return page

@@ -23,7 +23,7 @@ QUIET = {  # no news, and every cell in the page rather than those in sight
 }
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 READY = "/\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText || '')"
-ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"  # tracebacks too
 DONE = f"""() => {{
     const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];
     const state = document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status;
