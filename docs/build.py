@@ -51,7 +51,8 @@ class Symbol:
     @property
     def label(self) -> str:
         """What the cell that defines it is called on the site."""
-        return f"{self.page}-{self.name}".lower()
+        kind = "-class" if self.name[0].isupper() else ""  # labels know no capitals
+        return f"{self.page}{kind}-{self.name}".lower()
 
     @property
     def link(self) -> str:
