@@ -51,7 +51,8 @@ class Symbol:
     @property
     def label(self) -> str:
         """What the cell that defines it is called on the site."""
-        return f"{self.page}-{self.name}".lower()
+        kind = "-class" if self.name[0].isupper() else ""  # labels know no capitals
+        return f"{self.page}{kind}-{self.name}".lower()
 
     @property
     def link(self) -> str:
@@ -72,7 +73,7 @@ def page_name(
     path: str | Path,  # a notebook
 ) -> str:
     """The name of its page: `nbs/04_training.ipynb` becomes `training`."""
-    return re.sub(r"^\d+_", "", Path(path).stem)
+    return re.sub(r"^\d+[a-z]?_", "", Path(path).stem)
 
 
 def execute(
@@ -108,6 +109,17 @@ def defined(
             yield Symbol(node.name, page, (ast.get_docstring(node) or "").partition("\n")[0])
 
 
+def only_imports(
+    source: str,  # a cell
+) -> bool:
+    """Whether a cell holds imports alone, which the page folds."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a magic
+        return False
+    return all(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
+
+
 def read(
     path: Path,  # an executed notebook
     name: str,  # the name of its page
@@ -125,10 +137,8 @@ def read(
                 labels = "\n".join(f"({symbol.label})=" for symbol in symbols)
                 page.cells += [new_markdown_cell(labels)] if labels else []
                 page.symbols += symbols
-                if all(
-                    isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(cell.source).body
-                ):
-                    cell.metadata["tags"] = ["hide-input"]
+            if only_imports(cell.source):
+                cell.metadata["tags"] = ["hide-input"]
         if cell.source.strip():
             page.cells.append(cell)
     return page
