@@ -37,7 +37,7 @@ from .config import HousingError, Settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# %% ../nbs/05_registry.ipynb #84d4628c
+# %% ../nbs/05_registry.ipynb #27e5971b
 class RegistryError(HousingError):
     """The registry cannot be reached, or holds no such version."""
 
@@ -71,6 +71,14 @@ def _signature(info: BundleInfo) -> Any:
     return ModelSignature(Schema(columns), Schema([ColSpec("double")]))
 
 
+def _example(info: BundleInfo) -> Any:
+    import pandas as pd
+
+    frame = pd.DataFrame([info.dataset.example], columns=info.dataset.columns)
+    numbers = info.dataset.columns[: info.dataset.n_numbers]
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
 def register_bundle(
     folder: Path,  # of a bundle
     run_id: str,  # the training run that it belongs to
@@ -87,6 +95,7 @@ def register_bundle(
                 loader_module="housing_mlops.inference",
                 data_path=str(folder),
                 signature=_signature(info),
+                input_example=_example(info),
                 registered_model_name=settings.model_name,
                 pip_requirements=[
                     f"{name}=={info.libraries[name]}" for name in ("onnxruntime", "numpy")

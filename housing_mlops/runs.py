@@ -66,15 +66,19 @@ def check_parameters(
         if not fits or (isinstance(value, bool) and kind != "bool"):
             raise RunError(f"{name} is a {kind}, not {value!r}.")
 
-# %% ../nbs/05a_runs.ipynb #a366739a
+# %% ../nbs/05a_runs.ipynb #2a5dae9b
+_REMARKS = ("Executing ", "Ending Cell", "Input Notebook", "Output Notebook", "<Figure size")
+
+
 class _Console(logging.StreamHandler[Any]):
     terminator = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass on what a cell printed, and none of papermill's own remarks."""
         text = record.getMessage()
-        if not text.startswith(("Executing notebook", "Input Notebook", "Output Notebook")):
-            self.stream.write(text if text.endswith(("\n", "\r")) or "\r" in text else text + "\n")
+        if text.strip() and not text.startswith(_REMARKS):
+            bar = "\r" in text and not text.endswith("\n")
+            self.stream.write(text if bar else text.rstrip("\n") + "\n")
             self.flush()
 
 
@@ -148,7 +152,7 @@ def keep_with_run(
     for file in files:
         mlflow.MlflowClient().log_artifact(run_id, str(file), "notebook")
 
-# %% ../nbs/05a_runs.ipynb #e3a2a46c
+# %% ../nbs/05a_runs.ipynb #aa049def
 def train(
     parameters: Mapping[str, Any],  # of the training notebook, by name
     settings: Settings,  # of this process

@@ -7,7 +7,7 @@ __all__ = ['Folds', 'BLUE', 'RED', 'GREY', 'TrainingError', 'make_folds', 'Cross
            'cross_validate', 'vote', 'leaderboard', 'plot_comparison', 'choose', 'build', 'plot_fit', 'residuals',
            'interval', 'metrics', 'git_commit', 'open_experiment', 'log_candidate', 'model_parameters', 'log_training']
 
-# %% ../nbs/04_training.ipynb #2ca4c412
+# %% ../nbs/04_training.ipynb #57041068
 import json
 import logging
 import subprocess
@@ -27,7 +27,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.model_selection import RepeatedKFold
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .bundle import Interval
 from .config import HousingError, Settings, get_settings
