@@ -152,16 +152,17 @@ def keep_with_run(
     for file in files:
         mlflow.MlflowClient().log_artifact(run_id, str(file), "notebook")
 
-# %% ../nbs/05a_runs.ipynb #aa049def
+# %% ../nbs/05a_runs.ipynb #c930484e
 def train(
     parameters: Mapping[str, Any],  # of the training notebook, by name
     settings: Settings,  # of this process
-    notebook: Path = Path("nbs/04_training.ipynb"),  # below the home
+    notebook: Path = Path("nbs/04_training.ipynb"),  # below the current folder or the home
 ) -> dict[str, Any]:
     """What the training wrote to `training.json`, and `folder`; raises `RunError`."""
     folder = settings.path(parameters.get("out") or new_folder(settings))
     given = {**parameters, "out": str(folder)}
-    copy = run_notebook(settings.path(notebook), given, folder, settings)
+    found = notebook if notebook.is_file() else settings.path(notebook)
+    copy = run_notebook(found, given, folder, settings)
     summary: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     used = settings.model_copy(
         update={"tracking_uri": parameters.get("tracking_uri") or settings.tracking_uri}
