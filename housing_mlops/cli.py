@@ -61,7 +61,7 @@ def _shown(value: Any) -> str:
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
-# %% ../nbs/10_cli.ipynb #fab84be2
+# %% ../nbs/10_cli.ipynb #f23bef9d
 def _masked(value: str) -> str:
     """`value` with the password of a URL left out."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", value)
@@ -93,12 +93,18 @@ def schema(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON Schema of a request.")
     ] = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a house as a request gives it.")
+    ] = False,
 ) -> None:
     """Print the declared columns: the data dictionary, or the schema of a request."""
     from housing_mlops.schema import dictionary, load_dataset
 
     now = read_settings()
     declared = load_dataset(dataset or now.dataset, now.home)
+    if example:
+        typer.echo(json.dumps(declared.example))
+        return
     if as_json:
         typer.echo(json.dumps(declared.request_model.model_json_schema(), indent=2))
         return

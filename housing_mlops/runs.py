@@ -66,7 +66,7 @@ def check_parameters(
         if not fits or (isinstance(value, bool) and kind != "bool"):
             raise RunError(f"{name} is a {kind}, not {value!r}.")
 
-# %% ../nbs/05a_runs.ipynb #2a5dae9b
+# %% ../nbs/05a_runs.ipynb #5a604d8f
 _REMARKS = ("Executing ", "Ending Cell", "Input Notebook", "Output Notebook", "<Figure size")
 
 
@@ -118,6 +118,7 @@ def run_notebook(
             kernel_name="python3",
             log_output=True,
             progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
         raise RunError(
