@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from housing_mlops.config import get_settings
+from housing_mlops.config import Settings, get_settings
+from housing_mlops.data import Table, load_table
+from housing_mlops.export import export_bundle
+from housing_mlops.models import CANDIDATES
+from housing_mlops.preprocessing import model_input
+from housing_mlops.schema import load_dataset
+from housing_mlops.up import Part, mlflow_command, start, wait_for
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,6 +33,53 @@ def pytest_configure(config: pytest.Config) -> None:
 def fresh_settings() -> None:
     """Settings are read once a process; a test that changes the environment needs them anew."""
     get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def table() -> Table:
+    """The embedded table."""
+    return load_table(load_dataset("boston"))
+
+
+@pytest.fixture(scope="session")
+def bundles(table: Table, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two bundles of quick models, by name."""
+    X, y = model_input(table.dataset, table.features), table.prices
+    found = {}
+    for name, rmse in {"LinearRegression": 4.9, "Ridge": 4.8}.items():
+        fitted = CANDIDATES[name].build(table.dataset, 42).fit(X, y)
+        about = {
+            "model": name,
+            "parameters": {},
+            "metrics": {"cv_rmse": rmse},
+            "interval": {"coverage": 0.9, "half_width": 7.0},
+        }
+        found[name] = tmp_path_factory.mktemp("bundles") / name
+        export_bundle(found[name], fitted, table, (y - fitted.predict(X)).to_numpy(), about)
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Part]]:
+    """An MLflow server that hands artifacts out, and settings that point to it."""
+    home = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    store = Settings(home=home)
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    part = start("MLflow", mlflow_command(store, port), home / "mlflow.log", store, **quiet)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for({f"{address}/health": part}, 120)
+        yield Settings(home=home, tracking_uri=address), part
+    finally:
+        part.stop()
 
 
 @dataclass
