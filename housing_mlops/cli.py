@@ -61,7 +61,7 @@ def _shown(value: Any) -> str:
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
-# %% ../nbs/10_cli.ipynb #f23bef9d
+# %% ../nbs/10_cli.ipynb #d6b1d218
 def _masked(value: str) -> str:
     """`value` with the password of a URL left out."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", value)

@@ -276,7 +276,7 @@ def install_bundle(
     _point(settings, version, cached)
     return cached
 
-# %% ../nbs/05_registry.ipynb #f2661457
+# %% ../nbs/05_registry.ipynb #04aeb445
 def _get(settings: Settings, path: str, **query: str) -> bytes:
     url = f"{settings.tracking.rstrip('/')}{path}"
     request = urllib.request.Request(f"{url}?{urllib.parse.urlencode(query)}" if query else url)
@@ -288,7 +288,8 @@ def _get(settings: Settings, path: str, **query: str) -> bytes:
             body: bytes = answer.read()
             return body
     except urllib.error.HTTPError as error:
-        if error.code == 404:
+        said = error.read()
+        if error.code == 404 or b"RESOURCE_DOES_NOT_EXIST" in said or b"alias" in said:
             raise KeyError(path) from None
         raise RegistryError(f"MLflow at {url} answered {error.code} {error.reason}.") from None
     except (OSError, ValueError) as error:
