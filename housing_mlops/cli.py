@@ -6,11 +6,12 @@
 __all__ = ['app', 'settings', 'schema', 'train', 'models', 'promote', 'rollback', 'JsonLines', 'log_config', 'serve', 'up',
            'predict', 'drift']
 
-# %% ../nbs/10_cli.ipynb #1e77906b
+# %% ../nbs/10_cli.ipynb #8ff24033
 import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
@@ -189,7 +190,7 @@ def rollback() -> None:
 
     typer.echo(f"Version {roll_back(read_settings())} is the champion again.")
 
-# %% ../nbs/10_cli.ipynb #5c5ee674
+# %% ../nbs/10_cli.ipynb #9d015990
 class JsonLines(logging.Formatter):
     """A log record as one JSON object."""
 
@@ -242,6 +243,8 @@ def serve(
     with shared as folder:
         if folder:
             os.environ["HOUSING_METRICS_DIR"] = folder
+        # uvicorn raises the signal again once it has shut down; that is a clean end
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.run(
             "housing_mlops.serving:app",
             host=host,

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RunError', 'parse_value', 'check_parameters', 'new_folder', 'run_notebook', 'as_page', 'keep_with_run', 'train']
 
-# %% ../nbs/05a_runs.ipynb #a6c47efa
+# %% ../nbs/05a_runs.ipynb #ec42e9d7
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -66,7 +67,7 @@ def check_parameters(
         if not fits or (isinstance(value, bool) and kind != "bool"):
             raise RunError(f"{name} is a {kind}, not {value!r}.")
 
-# %% ../nbs/05a_runs.ipynb #5a604d8f
+# %% ../nbs/05a_runs.ipynb #4b071bea
 _REMARKS = ("Executing ", "Ending Cell", "Input Notebook", "Output Notebook", "<Figure size")
 
 
@@ -109,6 +110,8 @@ def run_notebook(
     papers.addHandler(console)
     papers.setLevel(logging.INFO)
     papers.propagate = False
+    before = os.environ.get("HOUSING_HOME")
+    os.environ["HOUSING_HOME"] = str(settings.home)  # the kernel inherits it
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -126,6 +129,9 @@ def run_notebook(
         ) from None
     finally:
         papers.removeHandler(console)
+        os.environ.pop("HOUSING_HOME")
+        if before is not None:
+            os.environ["HOUSING_HOME"] = before
     return copy
 
 # %% ../nbs/05a_runs.ipynb #de875a0e
@@ -153,7 +159,7 @@ def keep_with_run(
     for file in files:
         mlflow.MlflowClient().log_artifact(run_id, str(file), "notebook")
 
-# %% ../nbs/05a_runs.ipynb #c930484e
+# %% ../nbs/05a_runs.ipynb #899ab84b
 def train(
     parameters: Mapping[str, Any],  # of the training notebook, by name
     settings: Settings,  # of this process
@@ -161,12 +167,11 @@ def train(
 ) -> dict[str, Any]:
     """What the training wrote to `training.json`, and `folder`; raises `RunError`."""
     folder = settings.path(parameters.get("out") or new_folder(settings))
-    given = {**parameters, "out": str(folder)}
+    store = {"tracking_uri": settings.tracking, "experiment": settings.experiment}
+    given = {**store, **parameters, "out": str(folder)}
     found = notebook if notebook.is_file() else settings.path(notebook)
     copy = run_notebook(found, given, folder, settings)
     summary: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    used = settings.model_copy(
-        update={"tracking_uri": parameters.get("tracking_uri") or settings.tracking_uri}
-    )
+    used = settings.model_copy(update={"tracking_uri": given["tracking_uri"]})
     keep_with_run([copy, as_page(copy)], summary["run_id"], used)
     return {**summary, "folder": str(folder)}

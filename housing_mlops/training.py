@@ -7,13 +7,14 @@ __all__ = ['Folds', 'BLUE', 'RED', 'GREY', 'TrainingError', 'make_folds', 'Cross
            'cross_validate', 'vote', 'leaderboard', 'plot_comparison', 'choose', 'build', 'plot_fit', 'residuals',
            'interval', 'metrics', 'git_commit', 'open_experiment', 'log_candidate', 'model_parameters', 'log_training']
 
-# %% ../nbs/04_training.ipynb #57041068
+# %% ../nbs/04_training.ipynb #dae79c37
 import json
 import logging
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +124,20 @@ def cross_validate(
     seconds = time.perf_counter() - start
     return CrossValidation(candidate.name, predictions, score_folds(y, predictions, folds), seconds)
 
-# %% ../nbs/04_training.ipynb #3c1be0f1
+# %% ../nbs/04_training.ipynb #02ef0293
 def vote(
-    results: Sequence[CrossValidation],  # of the candidates
+    results: Sequence[CrossValidation],  # of at least two candidates
     y: NDArray[np.float64],  # [rows]
     folds: Folds,  # the folds they ran on
 ) -> CrossValidation:
-    """The cross-validation of the average of the two best candidates."""
-    best = sorted(results, key=lambda r: r.rmse)[:2]
-    predictions = np.mean([r.predictions for r in best], axis=0)
-    return CrossValidation(
-        "Voting",
-        predictions,
-        score_folds(y, predictions, folds),
-        sum(r.seconds for r in best),
-        tuple(r.name for r in best),
-    )
+    """The cross-validation of the average of two candidates, the pair with the lowest RMSE."""
+    pairs = []
+    for pair in combinations(results, 2):
+        predictions = np.mean([r.predictions for r in pair], axis=0)
+        scores, seconds = score_folds(y, predictions, folds), sum(r.seconds for r in pair)
+        members = tuple(r.name for r in pair)
+        pairs.append(CrossValidation("Voting", predictions, scores, seconds, members))
+    return min(pairs, key=lambda r: r.rmse)
 
 # %% ../nbs/04_training.ipynb #9cc3fc11
 def leaderboard(
