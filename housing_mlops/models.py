@@ -95,7 +95,7 @@ class Candidate:
         """The unfitted pipeline of this candidate."""
         return pipeline(dataset, self.make(seed), self.scale)
 
-# %% ../nbs/03a_models.ipynb #830d7abe
+# %% ../nbs/03a_models.ipynb #b4021482
 CANDIDATES = {
     c.name: c
     for c in [
@@ -118,11 +118,12 @@ CANDIDATES = {
             "GradientBoosting",
             False,
             lambda seed: GradientBoostingRegressor(
-                n_estimators=400,
-                learning_rate=0.05,
+                n_estimators=300,
+                learning_rate=0.04,
                 max_depth=4,
-                subsample=0.7,
-                max_features=0.4,
+                min_samples_leaf=4,
+                subsample=0.5,
+                max_features=0.3,
                 random_state=seed,
             ),
         ),
