@@ -47,7 +47,7 @@ def test_a_training_leaves_a_notebook_a_page_and_nested_runs(trained: tuple) -> 
     assert {k: parent.data.params[k] for k in ("folds", "seed")} == {"folds": "3", "seed": "7"}
     assert parent.data.tags["data_fingerprint"] and parent.data.tags["winner"] == first["winner"]
     nested = client.search_runs(
-        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{first['run_id']}'"
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first['run_id']}'"
     )
     assert {r.info.run_name for r in nested} == {"LinearRegression", "Ridge", "Voting"}
     for run in nested:
