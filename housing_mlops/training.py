@@ -277,7 +277,7 @@ def git_commit(
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
-# %% ../nbs/04_training.ipynb #d0215fbf
+# %% ../nbs/04_training.ipynb #6f8238d8
 def open_experiment(
     settings: Settings,  # tracking store, experiment and home
 ) -> str:
@@ -299,6 +299,7 @@ def open_experiment(
 def log_candidate(
     result: CrossValidation,  # what it did
     parameters: Mapping[str, Any],  # its settings
+    experiment: str,  # id of the experiment; MLflow does not take it from the parent run
 ) -> str:
     """The id of the nested run that now holds the candidate's settings and errors."""
     now = int(time.time() * 1000)
@@ -312,7 +313,7 @@ def log_candidate(
         points.append(Metric(f"cv_{name}_std", float(result.scores[name].std(ddof=0)), now, 0))
     points.append(Metric("seconds", result.seconds, now, 0))
     settings = [Param(name, str(value)[:500]) for name, value in parameters.items()]
-    with mlflow.start_run(run_name=result.name, nested=True) as run:
+    with mlflow.start_run(experiment_id=experiment, run_name=result.name, nested=True) as run:
         mlflow.MlflowClient().log_batch(run.info.run_id, points, settings)
         return str(run.info.run_id)
 
@@ -341,7 +342,8 @@ def log_training(
     experiment = open_experiment(settings)
     with mlflow.start_run(experiment_id=experiment, run_name=f"training {about['model']}") as run:
         for result in results:
-            log_candidate(result, model_parameters(result, table.dataset, int(parameters["seed"])))
+            of_model = model_parameters(result, table.dataset, int(parameters["seed"]))
+            log_candidate(result, of_model, experiment)
         mlflow.log_params({"dataset": table.dataset.name, "origin": table.origin, **parameters})
         mlflow.log_metrics(dict(about["metrics"]))
         mlflow.set_tags(
