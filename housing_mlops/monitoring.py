@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'State', 'Histogram', 'Prices', 'Traffic', 'save_traffic', 'load_traffic', 'gather', 'drift_reference',
-           'judge_log', 'Check', 'check_model', 'check_log', 'check_disk', 'check_drift', 'overall', 'Numbers',
-           'as_json', 'exposition']
+           'judge_log', 'price_histogram', 'Check', 'check_model', 'check_log', 'check_disk', 'check_drift', 'overall',
+           'Numbers', 'as_json', 'exposition']
 
-# %% ../nbs/08_monitoring.ipynb #88d0c0fb
+# %% ../nbs/08_monitoring.ipynb #c0a1b580
 import json
 import math
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -240,6 +241,34 @@ def judge_log(
         residuals=(window.actual - window.prices)[paid],
     )
     return judge(drift_reference(model.dataset, model.reference), live)
+
+# %% ../nbs/08_monitoring.ipynb #208df788
+def price_histogram(
+    prices: NDArray[np.float64],  # that were given
+    reference: NDArray[np.float64] | None,  # those of the training rows; None without a model
+    bins: int = 24,  # over the range of the reference
+) -> dict[str, Any]:
+    """Edges and counts of both sides by bin, and how many prices lie beyond the edges."""
+    known = prices if reference is None else reference
+    known = known[np.isfinite(known)].astype(np.float64)
+    if not len(known):
+        none: list[int] | None = None if reference is None else []
+        return {"edges": [], "window": [], "reference": none, "below": 0, "above": len(prices)}
+    low, high = float(known.min()), float(known.max())
+    width = (high - low) / bins or 1.0
+    left = right = 0
+    if len(prices):
+        left = math.ceil(min(max(0.0, (low - prices.min()) / width), bins / 2))
+        right = math.ceil(min(max(0.0, (prices.max() - high) / width), bins / 2))
+    edges = low + width * np.arange(-left, bins + right + 1)
+    edges[left + bins] = max(high, edges[left + bins])
+    return {
+        "edges": edges.tolist(),
+        "window": np.histogram(prices, edges)[0].tolist(),
+        "reference": None if reference is None else np.histogram(known, edges)[0].tolist(),
+        "below": int((prices < edges[0]).sum()),
+        "above": int((prices > edges[-1]).sum()),
+    }
 
 # %% ../nbs/08_monitoring.ipynb #ebb2b872
 State = Literal["healthy", "degraded", "unhealthy"]
