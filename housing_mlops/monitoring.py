@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'State', 'Histogram', 'Prices', 'Traffic', 'save_traffic', 'load_traffic', 'gather', 'drift_reference',
-           'judge_log', 'price_histogram', 'Check', 'check_model', 'check_log', 'check_disk', 'check_drift', 'overall',
-           'Numbers', 'as_json', 'exposition']
+           'judge_log', 'price_histogram', 'traffic_told', 'prices_told', 'Check', 'check_model', 'check_log',
+           'check_disk', 'check_drift', 'overall', 'Numbers', 'as_json', 'exposition']
 
 # %% ../nbs/08_monitoring.ipynb #c0a1b580
 import json
@@ -242,10 +242,10 @@ def judge_log(
     )
     return judge(drift_reference(model.dataset, model.reference), live)
 
-# %% ../nbs/08_monitoring.ipynb #208df788
+# %% ../nbs/08_monitoring.ipynb #f1f2d234
 def price_histogram(
     prices: NDArray[np.float64],  # that were given
-    reference: NDArray[np.float64] | None,  # those of the training rows; None without a model
+    reference: NDArray[np.floating[Any]] | None,  # those of the training rows; None without a model
     bins: int = 24,  # over the range of the reference
 ) -> dict[str, Any]:
     """Edges and counts of both sides by bin, and how many prices lie beyond the edges."""
@@ -268,6 +268,37 @@ def price_histogram(
         "reference": None if reference is None else np.histogram(known, edges)[0].tolist(),
         "below": int((prices < edges[0]).sum()),
         "above": int((prices > edges[-1]).sum()),
+    }
+
+# %% ../nbs/08_monitoring.ipynb #94eb165f
+def traffic_told(
+    log: PredictionLog,  # where the predictions are
+    minutes: int = 60,  # how far back
+    slices: int = 60,  # in how many slices
+    version: str | None = None,  # only this model version
+) -> dict[str, Any]:
+    """The slices of time, oldest first, and their length in seconds; raises `LogUnavailable`."""
+    rows = log.traffic(minutes, slices, version)
+    told = [{**asdict(row), "time": row.time.isoformat()} for row in rows]
+    return {"slice_s": minutes * 60 / slices, "slices": told}
+
+
+def prices_told(
+    log: PredictionLog,  # where the predictions are
+    model: Model | None,  # whose version and reference; None: all versions, and no reference
+    rows: int = 2_000,  # most prices to look at, the newest
+) -> dict[str, Any]:
+    """The distribution of the newest prices against the reference; raises `LogUnavailable`."""
+    if model is None:
+        prices, known = np.array([row.price for row in log.page(limit=rows).rows]), None
+    else:
+        prices = log.window(model.dataset, rows, version=model.version).prices
+        known = model.reference.predictions
+    return {
+        "rows": len(prices),
+        "unit": model.dataset.target.unit if model else None,
+        "model_version": model.version if model else None,
+        **price_histogram(prices.astype(np.float64), known),
     }
 
 # %% ../nbs/08_monitoring.ipynb #ebb2b872
@@ -343,7 +374,7 @@ def overall(
         "unhealthy" if "unhealthy" in states else "degraded" if "degraded" in states else "healthy"
     )
 
-# %% ../nbs/08_monitoring.ipynb #4085c622
+# %% ../nbs/08_monitoring.ipynb #c15392c6
 @dataclass(frozen=True)
 class Numbers:
     """Everything `/metrics` tells, at one moment."""
@@ -406,6 +437,10 @@ def as_json(
         "drift": {
             "verdict": numbers.drift.verdict if numbers.drift else "unknown",
             "features": list(numbers.drift.features) if numbers.drift else [],
+            "effects": [
+                {"feature": f.name, "role": f.role, "effect": f.effect}
+                for f in (numbers.drift.report.features if numbers.drift else ())
+            ],
         },
         "live_error": list(numbers.live),
     }
@@ -442,7 +477,7 @@ def _gauge(
             family.add_metric(key, value)
     return family
 
-# %% ../nbs/08_monitoring.ipynb #f6037b19
+# %% ../nbs/08_monitoring.ipynb #abffd105
 class _Now(Collector):
     def __init__(self, numbers: Numbers) -> None:
         self.numbers = numbers
@@ -482,7 +517,7 @@ class _Now(Collector):
             [
                 ([str(row["model_version"]), m], row[m])
                 for row in n.live
-                for m in ("mae", "rmse", "bias")
+                for m in ("mae", "rmse", "bias", "within")
             ],
         )
 
