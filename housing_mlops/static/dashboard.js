@@ -48,7 +48,7 @@ function ticks(low, high, wanted = 4) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
   const out = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) out.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) out.push(i * step + 0);
   return out;
 }
 
@@ -143,7 +143,7 @@ function drawTraffic() {
   }
   const x = [0, slices.length];
   const xTicks = timeTicks(slices, length);
-  const bars = frame($("traffic"), { x, y: [0, Math.max(...slices.map((s) => s.count)) * 1.05], xTicks, label: "Predictions over time" });
+  const bars = frame($("traffic"), { x, y: [0, Math.max(...slices.map((s) => s.count)) * 1.05], xTicks, label: "Predictions over time", height: 214 });
   slices.forEach((s, i) => {
     const width = Math.max(1, bars.px(1) - bars.px(0) - 1.5);
     const last = i === slices.length - 1;
@@ -217,7 +217,7 @@ function drawHealth() {
 }
 
 function curve(feature) {
-  const [width, height] = [150, 62];
+  const [width, height] = [150, 84];
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${feature.name}: reference and window` });
   const sides = [["old", feature.reference], ["", feature.window]];
   const values = sides.flatMap(([, s]) => s.quantiles);
@@ -259,8 +259,8 @@ function drawDrift() {
   if (!report.rows) return $("drift").replaceChildren(note("No prediction of this version yet."));
   const cards = shown.map(([state, f]) => {
     const facts = [
-      f.effect === null ? null : `effect ${number(f.effect, 2)}`,
-      f.p_corrected === null ? null : `p ${f.p_corrected < 0.001 ? "< 0.001" : number(f.p_corrected, 2)}`,
+      f.effect === null ? null : `effect ${number(Math.round(f.effect * 100) / 100 + 0)}`,
+      f.p_corrected === null ? null : `p ${f.p_corrected < 0.001 ? "<\u00a00.001" : number(f.p_corrected, 2)}`,
       f.window.missing || f.reference.missing ? `missing ${number(f.window.missing * 100, 2)} % (${number(f.reference.missing * 100, 2)} %)` : null,
       f.note || null,
     ];
@@ -281,7 +281,7 @@ function drawError() {
   const { body, fault } = said.error;
   if (fault) return $("error").replaceChildren(note(fault, true));
   if (!body.versions.length) return $("error").replaceChildren(note("No price really paid was reported yet (POST /feedback)."));
-  const columns = [["version", ""], ["model", "spare"], ["sales", "number"], ["mean error", "number"], ["RMSE", "number"], ["bias", "number"], ["in interval", "number"]];
+  const columns = [["version", ""], ["model", "spare"], ["sales", "number"], ["MAE", "number"], ["RMSE", "number"], ["bias", "number"], ["inside", "number"]];
   const rows = body.versions.map((v) => [v.model_version, v.model, number(v.n), number(v.mae, 3), number(v.rmse, 3), number(v.bias, 3), v.within === null ? "–" : `${number(v.within * 100, 3)} %`]);
   $("error").replaceChildren(table(columns, rows));
 }
@@ -290,7 +290,7 @@ function drawRecent() {
   const { body, fault } = said.recent;
   if (fault) return $("recent").replaceChildren(note(fault, true));
   if (!body.predictions.length) return $("recent").replaceChildren(note("No prediction is on record yet."));
-  const columns = [["time", ""], ["price", "number"], ["interval", "number spare"], ["paid", "number"], ["ms", "number"], ["version", "spare"], ["route", "spare"], ["house and request", ""]];
+  const columns = [["time", ""], ["price", "number"], ["interval", "number spare"], ["paid", "number"], ["ms", "number"], ["version", "spare"], ["route", "spare"], ["house", ""]];
   const rows = body.predictions.map((p) => {
     const more = node("details", {}, node("summary", {}, `${Object.keys(p.features).length} values`));
     const list = [["prediction", p.id], ["request", p.request_id || "–"], ...Object.entries(p.features)];
@@ -299,7 +299,7 @@ function drawRecent() {
     more.addEventListener("toggle", () => (more.open ? open.add(p.id) : open.delete(p.id)));
     const named = node("span", { class: "id" }, p.request_id);
     const at = new Date(p.time);
-    return [`${day(at)} ${clock(at, true)}`, number(p.price), p.low === null ? "–" : `${number(p.low)} to ${number(p.high)}`,
+    return [node("span", {}, node("span", { class: "spare" }, `${day(at)} `), clock(at, true)), number(p.price), p.low === null ? "–" : `${number(p.low)} to ${number(p.high)}`,
       p.actual === null ? "–" : number(p.actual), number(p.latency_ms, 3), p.model_version, p.route, node("div", {}, more, named)];
   });
   $("recent").replaceChildren(table(columns, rows));
@@ -369,13 +369,14 @@ async function refresh(name) {
   if (!answer.fault) $("updated").textContent = `${clock(new Date(), true)} UTC`;
 }
 
-// A slow answer is asked for less often, and a hidden page asks nothing.
+// A slow answer is asked for less often, a fault looked at again soon; a hidden page asks nothing.
 async function follow(name) {
   for (;;) {
     const begun = performance.now();
     if (!document.hidden) await refresh(name);
     const took = (performance.now() - begun) / 1000;
-    const pause = document.hidden ? 1 : Math.max(ROUTES[name][2], 10 * took);
+    const usual = said[name]?.fault ? 2 : ROUTES[name][2];
+    const pause = document.hidden ? 1 : Math.max(usual, 10 * took);
     await new Promise((resolve) => setTimeout(resolve, pause * 1000));
   }
 }
