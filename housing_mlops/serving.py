@@ -9,7 +9,7 @@ __all__ = ['log', 'Serve', 'Key', 'operations', 'monitoring', 'Rows', 'Version',
            'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions', 'drift',
            'traffic', 'prices', 'live_error', 'install_routes', 'follow', 'quick_path', 'HousingAPI', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #5537a869
+# %% ../nbs/09_serving.ipynb #e3c1b7b0
 import asyncio
 import csv
 import hmac
@@ -54,6 +54,7 @@ from housing_mlops.monitoring import (
     check_model,
     exposition,
     gather,
+    gather_log,
     judge_log,
     overall,
     prices_told,
@@ -131,7 +132,7 @@ class Problem(BaseModel):
 
     detail: str
 
-# %% ../nbs/09_serving.ipynb #570e4897
+# %% ../nbs/09_serving.ipynb #1e7c8cfe
 class NoModel(HousingError):
     """There is no model to price with."""
 
@@ -258,7 +259,7 @@ class Service:
                 live = tuple(row._asdict() for row in self.log.live_error())
         s = self.settings
         folder = s.path(s.metrics_dir) if s.metrics_dir else None
-        state = self.log.state if self.log else None
+        state = gather_log(self.log.state, folder, self.worker) if self.log else None
         whole = gather(self.traffic, folder, self.worker)
         return Numbers(whole, self.model, state, self.judgement, live, overall(self.checks()))
 
@@ -902,7 +903,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     service_of(request).traffic.error(reasons.get(error.status_code, "http"))
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-# %% ../nbs/09_serving.ipynb #ed6c27b8
+# %% ../nbs/09_serving.ipynb #2e5ff91c
 async def _every(seconds: float, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
@@ -930,7 +931,8 @@ def _background(app: FastAPI) -> list[asyncio.Task[None]]:
         if settings.metrics_dir is not None:
             folder = settings.path(settings.metrics_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_traffic(service.traffic, folder / service.worker)
+            state = service.log.state if service.log else None
+            save_traffic(service.traffic, folder / service.worker, state)
 
     async def cut_off() -> None:
         late = time.monotonic() - settings.deadline_s
