@@ -507,7 +507,7 @@ def _gauge(
             family.add_metric(key, value)
     return family
 
-# %% ../nbs/08_monitoring.ipynb #abffd105
+# %% ../nbs/08_monitoring.ipynb #4d9db767
 class _Now(Collector):
     def __init__(self, numbers: Numbers) -> None:
         self.numbers = numbers
@@ -543,9 +543,9 @@ class _Now(Collector):
         yield _gauge(
             "housing_live_error",
             "Error against the prices really paid.",
-            ["model_version", "measure"],
+            ["model", "model_version", "measure"],
             [
-                ([str(row["model_version"]), m], row[m])
+                ([row["model"], row["model_version"], m], row[m])
                 for row in n.live
                 for m in ("mae", "rmse", "bias", "within")
             ],
