@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['metadata', 'predictions', 'feedback', 'LogUnavailable', 'UnknownPrediction', 'FeedbackConflict', 'CursorError',
            'connect', 'reason', 'migrate', 'insert', 'insert_all', 'Prediction', 'Page', 'read_page', 'save_feedback',
-           'LiveError', 'live_error', 'Window', 'read_window', 'delete_old']
+           'LiveError', 'live_error', 'Window', 'read_window', 'Slice', 'traffic_over_time', 'delete_old']
 
 # %% ../nbs/06b_history.ipynb #fd18225d
 import json
@@ -326,7 +326,7 @@ def save_feedback(
         connection.execute(feedback.update().where(mine).values(**row))
         return "replaced"
 
-# %% ../nbs/06b_history.ipynb #cf7e6a5e
+# %% ../nbs/06b_history.ipynb #b8069534
 class LiveError(NamedTuple):
     """How far one model version was from the prices paid."""
 
@@ -374,7 +374,7 @@ def live_error(
         found = connection.execute(query).all()
     return [LiveError(r[0], r[1], r[2], r[3], math.sqrt(r[4]), r[5], r[6]) for r in found]
 
-# %% ../nbs/06b_history.ipynb #07dbaae8
+# %% ../nbs/06b_history.ipynb #8b5ea674
 @dataclass(frozen=True)
 class Window:
     """Predictions as arrays, oldest first."""
@@ -429,6 +429,48 @@ def read_window(
         np.array([r[3] for r in rows], dtype="datetime64[us]"),
         [r[4] for r in rows],
     )
+
+# %% ../nbs/06b_history.ipynb #1deb8e11
+@dataclass(frozen=True)
+class Slice:
+    """What was priced in one slice of time."""
+
+    time: datetime  # its beginning
+    count: int
+    mean_ms: float | None  # latency; None where nothing was priced
+    p95_ms: float | None
+    max_ms: float | None
+    mean_price: float | None
+
+
+def traffic_over_time(
+    engine: sa.Engine,  # of a migrated database
+    minutes: int = 60,  # how far back, until now
+    slices: int = 60,  # in how many slices of equal length
+    version: str | None = None,  # only this model version
+) -> list[Slice]:
+    """The slices, oldest first, empty ones included; raises `LogUnavailable`."""
+    p = predictions.c
+    width = max(1, minutes * 60_000_000 // slices)
+    last = time.time_ns() // 1000 // width  # slices begin at multiples of their length
+    slot = (p.time_us // width).label("slot")
+    chosen = [p.time_us >= (last - slices + 1) * width, p.time_us < (last + 1) * width]
+    if version is not None:
+        chosen.append(p.model_version == version)
+    rank = sa.func.row_number().over(partition_by=slot, order_by=p.latency_ms).label("rank")
+    size = sa.func.count().over(partition_by=slot).label("size")
+    r = sa.select(slot, p.latency_ms, p.price, rank, size).where(*chosen).subquery().c
+    enough = sa.case((r["rank"] * 20 >= r["size"] * 19, r.latency_ms))
+    of = sa.func
+    values = (of.count(), of.avg(r.latency_ms), of.min(enough), of.max(r.latency_ms))
+    query = sa.select(r.slot, *values, of.avg(r.price)).group_by(r.slot)
+    with _reach(engine) as connection:
+        found = {row[0]: row[1:] for row in connection.execute(query).all()}
+    nothing = (0, None, None, None, None)
+    return [
+        Slice(_from_us(i * width), *found.get(i, nothing))
+        for i in range(last - slices + 1, last + 1)
+    ]
 
 # %% ../nbs/06b_history.ipynb #b7cc69f6
 def delete_old(

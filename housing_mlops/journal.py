@@ -295,7 +295,7 @@ def adopt(
         else:
             owner.release()
 
-# %% ../nbs/06a_journal.ipynb #c26589ec
+# %% ../nbs/06a_journal.ipynb #a01c3c3a
 class Backlog(NamedTuple):
     """What was accepted and is not in the database yet."""
 
@@ -396,7 +396,7 @@ class Journal:
             if fd >= 0:
                 os.close(fd)
                 path.unlink(missing_ok=True)
-            if self._active and not self._spoilt:
+            if self._active and not self._spoilt and not self._lost:
                 self._rotate_at = self._active.size + self.segment_bytes
                 return self._active
             raise self._refused(error.strerror or error) from error

@@ -6,7 +6,7 @@
 __all__ = ['log', 'LogState', 'PredictionLog', 'open_log', 'CursorError', 'FeedbackConflict', 'LogUnavailable',
            'UnknownPrediction']
 
-# %% ../nbs/07_prediction_log.ipynb #f0422cdb
+# %% ../nbs/07_prediction_log.ipynb #69f5dbde
 import json
 import logging
 import threading
@@ -25,6 +25,7 @@ from housing_mlops.history import (
     LiveError,
     LogUnavailable,
     Page,
+    Slice,
     UnknownPrediction,
     Window,
     connect,
@@ -36,11 +37,12 @@ from housing_mlops.history import (
     read_window,
     reason,
     save_feedback,
+    traffic_over_time,
 )
 from .journal import Backlog, Batch, Journal, Owner
 from .schema import Dataset
 
-# %% ../nbs/07_prediction_log.ipynb #13d530ab
+# %% ../nbs/07_prediction_log.ipynb #7004222e
 log = logging.getLogger(__name__)
 
 # Errors of the history that a caller of the log meets too, to be had from here as well.
@@ -183,6 +185,12 @@ class PredictionLog:
     ) -> Window:
         """As `read_window`."""
         return read_window(self.engine, dataset, n, since, version)
+
+    def traffic(
+        self, minutes: int = 60, slices: int = 60, version: str | None = None
+    ) -> list[Slice]:
+        """As `traffic_over_time`."""
+        return traffic_over_time(self.engine, minutes, slices, version)
 
     def live_error(
         self,

@@ -7,9 +7,9 @@ __all__ = ['log', 'Serve', 'Key', 'operations', 'monitoring', 'Rows', 'Version',
            'Refused', 'Batch', 'Feedback', 'Problem', 'NoModel', 'Service', 'strict_json', 'StrictRoute', 'allowed',
            'service_of', 'client', 'administrator', 'pricing_routes', 'request_id', 'complaints', 'home', 'livez',
            'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions', 'drift',
-           'live_error', 'install_routes', 'follow', 'quick_path', 'HousingAPI', 'create_app']
+           'traffic', 'prices', 'live_error', 'install_routes', 'follow', 'quick_path', 'HousingAPI', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #69f00a6e
+# %% ../nbs/09_serving.ipynb #e3c1b7b0
 import asyncio
 import csv
 import hmac
@@ -39,6 +39,7 @@ from starlette.types import Message, Receive, Scope, Send
 from . import __version__
 from .bundle import BundleError
 from .config import HousingError, Settings, get_settings
+from .dashboard import pages
 from .drift import Judgement
 from .inference import Model, row_of
 from .journal import JournalError, Record, encode_record, new_id
@@ -53,9 +54,12 @@ from housing_mlops.monitoring import (
     check_model,
     exposition,
     gather,
+    gather_log,
     judge_log,
     overall,
+    prices_told,
     save_traffic,
+    traffic_told,
 )
 from housing_mlops.prediction_log import (
     CursorError,
@@ -128,7 +132,7 @@ class Problem(BaseModel):
 
     detail: str
 
-# %% ../nbs/09_serving.ipynb #570e4897
+# %% ../nbs/09_serving.ipynb #1e7c8cfe
 class NoModel(HousingError):
     """There is no model to price with."""
 
@@ -255,7 +259,7 @@ class Service:
                 live = tuple(row._asdict() for row in self.log.live_error())
         s = self.settings
         folder = s.path(s.metrics_dir) if s.metrics_dir else None
-        state = self.log.state if self.log else None
+        state = gather_log(self.log.state, folder, self.worker) if self.log else None
         whole = gather(self.traffic, folder, self.worker)
         return Numbers(whole, self.model, state, self.judgement, live, overall(self.checks()))
 
@@ -515,7 +519,7 @@ async def reload(request: Request, service: Serve) -> dict[str, Any]:
     version = service.model.version if service.model else None
     return {"model_version": version, "problem": service.problem}
 
-# %% ../nbs/09_serving.ipynb #dd396f59
+# %% ../nbs/09_serving.ipynb #8bb7c15a
 monitoring = APIRouter(
     tags=["monitoring"],
     route_class=StrictRoute,
@@ -581,6 +585,23 @@ def drift(service: Serve, kept: Log) -> dict[str, Any]:
     """Whether the houses asked about are like those the model learnt from, column by column."""
     service.judgement = judge_log(kept, service.ready())
     return {"model_version": service.ready().version, **service.judgement.as_dict()}
+
+
+@monitoring.get("/monitoring/traffic")
+def traffic(
+    kept: Log,
+    minutes: Annotated[int, Query(ge=1, le=100_000)] = 60,
+    slices: Annotated[int, Query(ge=1, le=500)] = 60,
+    version: Version = None,
+) -> dict[str, Any]:
+    """Predictions, latency and mean price over time, in slices of equal length."""
+    return traffic_told(kept, minutes, slices, version)
+
+
+@monitoring.get("/monitoring/prices")
+def prices(service: Serve, kept: Log, n: Rows = 2_000) -> dict[str, Any]:
+    """The distribution of the newest prices, beside that of the training rows."""
+    return prices_told(kept, service.model, n)
 
 
 @monitoring.get("/monitoring/live-error")
@@ -882,7 +903,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     service_of(request).traffic.error(reasons.get(error.status_code, "http"))
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-# %% ../nbs/09_serving.ipynb #ed6c27b8
+# %% ../nbs/09_serving.ipynb #2e5ff91c
 async def _every(seconds: float, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
@@ -910,7 +931,8 @@ def _background(app: FastAPI) -> list[asyncio.Task[None]]:
         if settings.metrics_dir is not None:
             folder = settings.path(settings.metrics_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_traffic(service.traffic, folder / service.worker)
+            state = service.log.state if service.log else None
+            save_traffic(service.traffic, folder / service.worker, state)
 
     async def cut_off() -> None:
         late = time.monotonic() - settings.deadline_s
@@ -943,7 +965,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.get_running_loop().run_in_executor(service.pool, service.log.close)
     service.pool.shutdown(wait=False)
 
-# %% ../nbs/09_serving.ipynb #d1c1f977
+# %% ../nbs/09_serving.ipynb #99f1c249
 def create_app(
     settings: Settings | None = None,  # the process's own by default
 ) -> HousingAPI:
@@ -959,6 +981,7 @@ def create_app(
     app.state.service = Service(settings)
     app.include_router(operations)
     app.include_router(monitoring)
+    app.include_router(pages)
     install_routes(app, _declaration(settings))
     for kind in _STATUS:
         app.add_exception_handler(kind, _failed)

@@ -1,13 +1,19 @@
 """What tests stand on: a home of their own, and a real PostgreSQL, started and stopped here."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +23,7 @@ from housing_mlops.data import Table, load_table
 from housing_mlops.export import export_bundle
 from housing_mlops.models import CANDIDATES
 from housing_mlops.preprocessing import model_input
+from housing_mlops.registry import install_bundle
 from housing_mlops.schema import load_dataset
 from housing_mlops.up import Part, mlflow_command, start, wait_for
 
@@ -145,3 +152,83 @@ def postgres() -> Iterator[Postgres]:
         server.start()
         yield server
         server.stop()
+
+
+@dataclass
+class Server:
+    """`housing-mlops serve` in a process of its own, on a port of its own."""
+
+    home: Path
+    environment: Mapping[str, str]
+    port: int = field(init=False)
+    process: subprocess.Popen[bytes] | None = None
+    output: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.output = self.home / "server.log"
+        self.port = free_port()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, path: str = "/readyz", log_s: float = 5) -> "Server":
+        """This server, once it answers on `path` and has had `log_s` to reach its log."""
+        code = "from housing_mlops.cli import app; app()"
+        command = [sys.executable, "-c", code, "serve", "--port", str(self.port)]
+        environment = {**os.environ, "HOUSING_HOME": str(self.home), **self.environment}
+        with self.output.open("ab") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.output.read_text()
+            try:
+                with urllib.request.urlopen(self.address + path, timeout=2) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            raise AssertionError(f"no answer on {path}:\n{self.output.read_text()}")
+        end = time.monotonic() + log_s
+        while (log := self.get("/metrics")["log"]) and not log["connected"]:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        return self
+
+    def get(self, path: str, accept: str = "application/json") -> Any:
+        """What `path` answers: parsed, when it is JSON."""
+        request = urllib.request.Request(self.address + path, headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            body = answer.read()
+            return json.loads(body) if "json" in answer.headers["content-type"] else body.decode()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End the process and all that it started, and wait for it."""
+        if self.process is not None and self.process.poll() is None:
+            if number == signal.SIGKILL:
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.send_signal(number)
+            self.process.wait(30)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, bundles: dict[str, Path]) -> Iterator[Callable[..., Server]]:
+    """A function that starts a server with a model, in a home of its own, as set by keywords."""
+    made: list[Server] = []
+
+    def start(model: bool = True, path: str = "/readyz", **environment: str) -> Server:
+        home = tmp_path / f"home{len(made)}"
+        home.mkdir()
+        if model:
+            install_bundle(bundles["Ridge"], "1", Settings(home=home))
+        made.append(Server(home, environment))
+        return made[-1].start(path)
+
+    yield start
+    for server in made:
+        server.kill()

@@ -228,6 +228,23 @@ def test_the_folder_is_deleted_under_way(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+def test_a_deleted_folder_that_cannot_be_made_again_is_no_place_for_records(folder: Path) -> None:
+    journal = Journal(folder)
+    journal.append(b"one")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("a file where the folder was")
+    journal.check()
+    for _ in range(2):
+        with pytest.raises(JournalError, match="exists"):
+            journal.append(b"lost if the process dies now")
+    folder.unlink()
+    journal.append(b"two")
+    assert sorted(drain(journal)[0]) == [b"one", b"two"]
+    journal.close()
+
+
 def test_the_backlog_has_a_bound(folder: Path) -> None:
     journal = Journal(folder, max_bytes=1000)
     taken = 0

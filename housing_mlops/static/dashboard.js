@@ -1,0 +1,402 @@
+// The page asks the JSON routes of the service that sent it, and draws what they say.
+// Every text comes in by textContent: nothing that a client sent can become markup.
+
+const $ = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+const said = {}; // by route: the last answer, or why there is none
+const open = new Set(); // predictions whose features are shown
+
+function node(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children.filter((c) => c !== null));
+  return made;
+}
+
+function shape(tag, attributes = {}, text = "") {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  if (text !== "") made.textContent = text;
+  return made;
+}
+
+const note = (text, fault = false) => node("p", { class: fault ? "note fault" : "note" }, text);
+
+// ---- numbers and times
+
+function number(value, digits = 4) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  if (value !== 0 && (Math.abs(value) >= 1e9 || Math.abs(value) < 1e-4)) return value.toExponential(1);
+  const whole = Number.isInteger(value) || Math.abs(value) >= 10 ** digits;
+  const how = whole ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: digits };
+  return new Intl.NumberFormat("en", how).format(value);
+}
+
+const clock = (date, seconds = false) => date.toISOString().slice(11, seconds ? 19 : 16);
+const day = (date) => date.toISOString().slice(5, 10);
+
+function duration(seconds) {
+  const units = [["d", 86400], ["h", 3600], ["min", 60]];
+  const [name, size] = units.find(([, s]) => seconds >= s) ?? ["s", 1];
+  return `${number(Math.floor(seconds / size))} ${name}`;
+}
+
+// ---- drawing
+
+function ticks(low, high, wanted = 4) {
+  const rough = (high - low) / wanted || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const out = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) out.push(i * step + 0);
+  return out;
+}
+
+function frame(box, { x, y, xTicks, label, height = 190, left = 46 }) {
+  const width = Math.max(box.clientWidth, 220);
+  const [right, top, bottom] = [8, 8, 24];
+  const place = (from, to, a, b) => (v) => a + ((v - from) / (to - from || 1)) * (b - a);
+  const px = place(x[0], x[1], left, width - right);
+  const py = place(y[0], y[1], height - bottom, top);
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": label });
+  for (const t of ticks(y[0], y[1])) {
+    svg.append(shape("line", { class: "grid", x1: left, x2: width - right, y1: py(t), y2: py(t) }));
+    svg.append(shape("text", { x: left - 7, y: py(t) + 4, "text-anchor": "end" }, number(t)));
+  }
+  svg.append(shape("line", { class: "axis", x1: left, x2: width - right, y1: py(y[0]), y2: py(y[0]) }));
+  for (const [value, text] of xTicks(width)) {
+    svg.append(shape("text", { x: px(value), y: height - 7, "text-anchor": "middle" }, text));
+  }
+  return { svg, px, py, left, right: width - right, top, bottom: height - bottom };
+}
+
+function path(points, px, py) {
+  let d = "", pen = false;
+  for (const [x, y] of points) {
+    if (y === null) pen = false;
+    else {
+      d += `${pen ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`;
+      pen = true;
+    }
+  }
+  return d;
+}
+
+function key(...names) {
+  return node("p", { class: "key" }, ...names.map(([name, kind]) => node("span", {}, node("i", { class: kind }), name)));
+}
+
+// What the pointer is over, told beside it.
+function hover(drawn, count, tell) {
+  const { svg, left, right, top, bottom } = drawn;
+  const cross = shape("line", { class: "cross", y1: top, y2: bottom, visibility: "hidden" });
+  svg.append(cross);
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect();
+    const share = (event.clientX - box.left - left) / (right - left);
+    const i = Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+    const x = left + ((i + 0.5) / count) * (right - left);
+    cross.setAttribute("x1", x);
+    cross.setAttribute("x2", x);
+    cross.setAttribute("visibility", "visible");
+    const tip = $("tip");
+    tip.textContent = tell(i);
+    tip.hidden = false;
+    const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+    tip.style.left = `${Math.max(4, Math.min(room, event.pageX + 14))}px`;
+    tip.style.top = `${event.pageY - tip.offsetHeight - 10}px`;
+  });
+  svg.addEventListener("pointerleave", () => {
+    cross.setAttribute("visibility", "hidden");
+    $("tip").hidden = true;
+  });
+}
+
+function timeTicks(slices, length) {
+  return (width) => {
+    const span = slices.length * length;
+    const steps = [60, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800];
+    const step = steps.find((s) => span / s <= width / 75) ?? 604800;
+    const begin = Date.parse(slices[0].time) / 1000;
+    const out = [];
+    for (let t = Math.ceil(begin / step) * step; t < begin + span; t += step) {
+      const date = new Date(t * 1000);
+      out.push([(t - begin) / length, step >= 86400 ? day(date) : clock(date)]);
+    }
+    return out.filter(([at]) => at > slices.length * 0.03 && at < slices.length * 0.97);
+  };
+}
+
+function when(slices, i, length) {
+  const begin = new Date(slices[i].time);
+  const text = `${clock(begin, length < 60)} to ${clock(new Date(begin.getTime() + length * 1000), length < 60)}`;
+  return length >= 3600 ? `${day(begin)}, ${text}` : text;
+}
+
+function drawTraffic() {
+  const { body, fault } = said.traffic;
+  if (fault) return [$("traffic"), $("latency")].forEach((b) => b.replaceChildren(note(fault, true)));
+  const { slices, slice_s: length } = body;
+  $("traffic-unit").textContent = `predictions per ${length % 60 ? `${length} s` : length === 60 ? "minute" : `${number(length / 60)} minutes`}, UTC`;
+  if (!slices.some((s) => s.count)) {
+    return [$("traffic"), $("latency")].forEach((b) => b.replaceChildren(note("No prediction in this time.")));
+  }
+  const x = [0, slices.length];
+  const xTicks = timeTicks(slices, length);
+  const bars = frame($("traffic"), { x, y: [0, Math.max(...slices.map((s) => s.count)) * 1.05], xTicks, label: "Predictions over time", height: 214 });
+  slices.forEach((s, i) => {
+    const width = Math.max(1, bars.px(1) - bars.px(0) - 1.5);
+    const last = i === slices.length - 1;
+    if (s.count) bars.svg.append(shape("rect", { class: last ? "fill part" : "fill", x: bars.px(i), y: bars.py(s.count), width, height: bars.bottom - bars.py(s.count), rx: Math.min(2, width / 3) }));
+  });
+  hover(bars, slices.length, (i) => `${when(slices, i, length)}\n${number(slices[i].count)} predictions${i === slices.length - 1 ? ", so far" : ""}`);
+  $("traffic").replaceChildren(bars.svg);
+
+  const lines = frame($("latency"), { x, y: [0, Math.max(...slices.map((s) => s.p95_ms ?? 0)) * 1.08 || 1], xTicks, label: "Latency over time" });
+  for (const [name, kind] of [["p95_ms", "second"], ["mean_ms", ""]]) {
+    const points = slices.map((s, i) => [i + 0.5, s[name]]);
+    lines.svg.append(shape("path", { class: `stroke ${kind}`, d: path(points, lines.px, lines.py) }));
+    points.forEach(([at, v], i) => { // a slice with no neighbour would be no line at all
+      const alone = v !== null && (points[i - 1]?.[1] ?? null) === null && (points[i + 1]?.[1] ?? null) === null;
+      if (alone) lines.svg.append(shape("circle", { class: `dot ${kind}`, cx: lines.px(at), cy: lines.py(v), r: 3 }));
+    });
+  }
+  hover(lines, slices.length, (i) => {
+    const s = slices[i];
+    return `${when(slices, i, length)}\nmean ${number(s.mean_ms, 3)}, 95 % below ${number(s.p95_ms, 3)}, most ${number(s.max_ms, 3)}`;
+  });
+  $("latency").replaceChildren(lines.svg, key(["mean", ""], ["95 % stay below", "second"]));
+}
+
+function drawPrices() {
+  const { body, fault } = said.prices;
+  const box = $("prices");
+  if (fault) return box.replaceChildren(note(fault, true));
+  const { edges, window, reference, rows } = body;
+  $("prices-unit").textContent = [body.unit, `newest ${number(rows)} predictions`].filter(Boolean).join(", ");
+  if (!rows && !reference) return box.replaceChildren(note("No prediction yet, and no model to compare with."));
+  const share = (counts) => {
+    const all = counts.reduce((a, b) => a + b, 0);
+    return counts.map((c) => (all ? c / all : 0) * 100);
+  };
+  const live = share(window), old = reference ? share(reference) : [];
+  const drawn = frame(box, {
+    x: [edges[0], edges[edges.length - 1]],
+    y: [0, Math.max(...live, ...old) * 1.06],
+    xTicks: (width) => ticks(edges[0], edges[edges.length - 1], width / 80).map((t) => [t, number(t)]),
+    label: "Distribution of the prices",
+    height: 200,
+  });
+  const { svg, px, py, bottom } = drawn;
+  live.forEach((v, i) => {
+    if (v) svg.append(shape("rect", { class: "under", x: px(edges[i]), y: py(v), width: px(edges[i + 1]) - px(edges[i]), height: bottom - py(v) }));
+  });
+  const steps = (values) => [[edges[0], 0], ...values.flatMap((v, i) => [[edges[i], v], [edges[i + 1], v]]), [edges[edges.length - 1], 0]];
+  if (reference) svg.append(shape("path", { class: "stroke old", d: path(steps(old), px, py) }));
+  if (rows) svg.append(shape("path", { class: "stroke", d: path(steps(live), px, py) }));
+  hover(drawn, live.length, (i) => `${number(edges[i])} to ${number(edges[i + 1])}\nlive ${number(live[i], 3)} %` + (reference ? `, reference ${number(old[i], 3)} %` : ""));
+  const beyond = body.below + body.above;
+  box.replaceChildren(svg, key([rows ? "live, percent" : "live: no prediction yet", ""], ...(reference ? [["training, percent", "old"]] : []), ...(beyond ? [[`${number(beyond)} beyond the edges`, ""]] : [])));
+}
+
+const KIND = { healthy: "good", degraded: "warn", unhealthy: "bad", ok: "good", drift: "bad", suspect: "warn", unknown: "" };
+const pill = (text) => node("span", { class: `pill ${KIND[text] ?? ""}` }, text);
+
+function drawHealth() {
+  const { body, fault } = said.health;
+  if (fault) {
+    $("state").className = "pill bad";
+    $("state").textContent = "no answer";
+    return $("health").replaceChildren(note(fault, true));
+  }
+  $("state").className = `pill ${KIND[body.status]}`;
+  $("state").textContent = body.status;
+  const rows = Object.entries(body.checks).map(([name, check]) =>
+    node("li", {}, node("span", {}, name), pill(check.state), node("span", { class: "detail" }, check.detail)));
+  $("health").replaceChildren(node("ul", { class: "checks" }, ...rows));
+}
+
+function curve(feature) {
+  const [width, height] = [150, 84];
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${feature.name}: reference and window` });
+  const sides = [["old", feature.reference], ["", feature.window]];
+  const values = sides.flatMap(([, s]) => s.quantiles);
+  if (values.length) {
+    const low = Math.min(...values), high = Math.max(...values);
+    const px = (v) => 3 + ((v - low) / (high - low || 1)) * (width - 6), py = (q) => height - 16 - q * (height - 20);
+    svg.append(shape("line", { class: "axis", x1: 0, x2: width, y1: height - 15, y2: height - 15 }));
+    for (const [kind, side] of sides) {
+      const all = side.quantiles;
+      svg.append(shape("path", { class: `stroke ${kind}`, d: path(all.map((v, i) => [v, i / (all.length - 1)]), px, py) }));
+      if (all.length) svg.append(shape("circle", { class: kind ? "old-fill" : "dot", cx: px(all[(all.length - 1) / 2]), cy: py(0.5), r: 3 }));
+    }
+    svg.append(shape("text", { x: 0, y: height - 3 }, number(low, 3)), shape("text", { x: width, y: height - 3, "text-anchor": "end" }, number(high, 3)));
+  }
+  const names = [...new Set(sides.flatMap(([, s]) => Object.keys(s.shares)))].slice(0, 13);
+  if (!values.length && names.length) {
+    const most = Math.max(...sides.flatMap(([, s]) => Object.values(s.shares)));
+    const step = width / names.length;
+    names.forEach((name, i) => sides.forEach(([kind, side], k) => {
+      const tall = ((side.shares[name] ?? 0) / most) * (height - 6);
+      const bar = shape("rect", { class: kind ? "old-fill" : "fill", x: i * step + k * step * 0.42, width: step * 0.38, y: height - tall, height: tall });
+      bar.append(shape("title", {}, `${name}: ${number((side.shares[name] ?? 0) * 100, 3)} %`));
+      svg.append(bar);
+    }));
+  }
+  return svg;
+}
+
+function drawDrift() {
+  const { body, fault } = said.drift;
+  $("drift-said").textContent = "";
+  if (fault) return $("drift").replaceChildren(note(fault, true));
+  const { report } = body;
+  const level = (f) => (body.features.includes(f.name) ? "drift" : body.suspects.includes(f.name) || f.stuck || f.verdict === "drift" ? "suspect" : f.verdict);
+  const order = { drift: 0, suspect: 1, ok: 2, unknown: 2 };
+  const shown = report.features.map((f) => [level(f), f]).sort((a, b) => order[a[0]] - order[b[0]]);
+  const words = { ok: "the houses asked about are like those of the training", drift: body.features.join(", "), unknown: "too few predictions to tell" };
+  $("drift-said").replaceChildren(pill(body.verdict), ` ${words[body.verdict]}; newest ${number(report.rows)} predictions of version ${body.model_version}`);
+  if (!report.rows) return $("drift").replaceChildren(note("No prediction of this version yet."));
+  const cards = shown.map(([state, f]) => {
+    const facts = [
+      f.effect === null ? null : `effect ${number(Math.round(f.effect * 100) / 100 + 0)}`,
+      f.p_corrected === null ? null : `p ${f.p_corrected < 0.001 ? "<\u00a00.001" : number(f.p_corrected, 2)}`,
+      f.window.missing || f.reference.missing ? `missing ${number(f.window.missing * 100, 2)} % (${number(f.reference.missing * 100, 2)} %)` : null,
+      f.note || null,
+    ];
+    return node("article", { class: state === "drift" ? "feature alarm" : "feature", "data-state": state },
+      node("h3", {}, node("span", {}, f.name), pill(state)), curve(f), node("p", {}, facts.filter(Boolean).join(" · ")));
+  });
+  $("drift").replaceChildren(node("div", { class: "features" }, ...cards),
+    key(["asked about: value and share of houses below it, the dot is the median", ""], ["training", "old"]));
+}
+
+function table(columns, rows) {
+  const head = node("tr", {}, ...columns.map(([name, kind]) => node("th", { class: kind }, name)));
+  const lines = rows.map((cells) => node("tr", {}, ...cells.map((cell, i) => node("td", { class: columns[i][1] }, cell))));
+  return node("div", { class: "table" }, node("table", {}, node("thead", {}, head), node("tbody", {}, ...lines)));
+}
+
+function drawError() {
+  const { body, fault } = said.error;
+  if (fault) return $("error").replaceChildren(note(fault, true));
+  if (!body.versions.length) return $("error").replaceChildren(note("No price really paid was reported yet (POST /feedback)."));
+  const columns = [["version", ""], ["model", "spare"], ["sales", "number"], ["MAE", "number"], ["RMSE", "number"], ["bias", "number"], ["inside", "number"]];
+  const rows = body.versions.map((v) => [v.model_version, v.model, number(v.n), number(v.mae, 3), number(v.rmse, 3), number(v.bias, 3), v.within === null ? "–" : `${number(v.within * 100, 3)} %`]);
+  $("error").replaceChildren(table(columns, rows));
+}
+
+function drawRecent() {
+  const { body, fault } = said.recent;
+  if (fault) return $("recent").replaceChildren(note(fault, true));
+  if (!body.predictions.length) return $("recent").replaceChildren(note("No prediction is on record yet."));
+  const columns = [["time", ""], ["price", "number"], ["interval", "number spare"], ["paid", "number"], ["ms", "number"], ["version", "spare"], ["route", "spare"], ["house", ""]];
+  const rows = body.predictions.map((p) => {
+    const more = node("details", {}, node("summary", {}, `${Object.keys(p.features).length} values`));
+    const list = [["prediction", p.id], ["request", p.request_id || "–"], ...Object.entries(p.features)];
+    more.append(node("dl", {}, ...list.flatMap(([name, value]) => [node("dt", {}, name), node("dd", {}, value === null ? "unknown" : String(value))])));
+    more.open = open.has(p.id);
+    more.addEventListener("toggle", () => (more.open ? open.add(p.id) : open.delete(p.id)));
+    const named = node("span", { class: "id" }, p.request_id);
+    const at = new Date(p.time);
+    return [node("span", {}, node("span", { class: "spare" }, `${day(at)} `), clock(at, true)), number(p.price), p.low === null ? "–" : `${number(p.low)} to ${number(p.high)}`,
+      p.actual === null ? "–" : number(p.actual), number(p.latency_ms, 3), p.model_version, p.route, node("div", {}, more, named)];
+  });
+  $("recent").replaceChildren(table(columns, rows));
+}
+
+function drawTiles() {
+  const { metrics, traffic, drift } = said;
+  const tiles = [];
+  const tile = (name, value, unit = "", wide = false) => tiles.push(
+    node("dl", { class: "tile" }, node("dt", {}, name), node("dd", { class: wide ? "wide" : "" }, value, unit ? node("small", {}, ` ${unit}`) : null)));
+  if (traffic && !traffic.fault) {
+    const { slices } = traffic.body;
+    const count = slices.reduce((sum, s) => sum + s.count, 0);
+    tile("Predictions", number(count), "in this time");
+    const mean = slices.reduce((sum, s) => sum + s.count * (s.mean_price ?? 0), 0) / count;
+    tile("Mean price", number(count ? mean : null), said.prices?.body?.unit ?? "");
+  }
+  if (metrics && !metrics.fault) {
+    const m = metrics.body;
+    tile("Latency, 95 % below", number(m.latency_ms.p95, 3), "ms");
+    tile("Refused or failed", number(m.requests.errors), `of ${number(m.requests.count)} requests`);
+    if (m.log) tile("Waiting in the journal", number(m.log.backlog_rows), "rows");
+    tile("Running for", duration(m.uptime_s));
+    $("model").textContent = m.model.name === null ? "no model yet" : `${m.model.name}, version ${m.model.version}`;
+  }
+  if (drift && !drift.fault) tile("Drift", drift.body.verdict === "drift" ? drift.body.features.join(", ") : drift.body.verdict, "", drift.body.verdict === "drift");
+  $("tiles").replaceChildren(...tiles);
+}
+
+// ---- asking
+
+const minutes = () => $("minutes").value;
+const ROUTES = { // route, how to draw it, seconds between two questions
+  health: [() => "health", drawHealth, 5],
+  metrics: [() => "metrics", drawTiles, 5],
+  traffic: [() => `monitoring/traffic?minutes=${minutes()}`, () => { drawTraffic(); drawTiles(); }, 5],
+  recent: [() => "monitoring/predictions?limit=15", drawRecent, 5],
+  prices: [() => "monitoring/prices", () => { drawPrices(); drawTiles(); }, 15],
+  error: [() => "monitoring/live-error", drawError, 15],
+  drift: [() => "monitoring/drift", () => { drawDrift(); drawTiles(); }, 15],
+};
+
+async function ask(route) {
+  const stored = sessionStorage.getItem("housing-key");
+  const headers = { Accept: "application/json", ...(stored ? { "X-API-Key": stored } : {}) };
+  try {
+    const answer = await fetch(route, { headers, cache: "no-store" });
+    if (answer.status === 401) $("unlock").hidden = false;
+    const body = await answer.json();
+    if (answer.ok || route === "health") return { body };
+    return { fault: typeof body.detail === "string" ? body.detail : `The service answered ${answer.status}.` };
+  } catch {
+    return { fault: "The service does not answer." };
+  }
+}
+
+async function refresh(name) {
+  const [route, draw] = ROUTES[name];
+  const asked = route();
+  const answer = await ask(asked);
+  if (asked !== route()) return; // another time span was chosen meanwhile
+  const text = JSON.stringify(answer);
+  if (said[name]?.text !== text) {
+    said[name] = { ...answer, text };
+    draw();
+  }
+  if (!answer.fault) $("updated").textContent = `${clock(new Date(), true)} UTC`;
+}
+
+// A slow answer is asked for less often, a fault looked at again soon; a hidden page asks nothing.
+async function follow(name) {
+  for (;;) {
+    const begun = performance.now();
+    if (!document.hidden) await refresh(name);
+    const took = (performance.now() - begun) / 1000;
+    const usual = said[name]?.fault ? 2 : ROUTES[name][2];
+    const pause = document.hidden ? 1 : Math.max(usual, 10 * took);
+    await new Promise((resolve) => setTimeout(resolve, pause * 1000));
+  }
+}
+
+function redraw() {
+  for (const [name, [, draw]] of Object.entries(ROUTES)) if (said[name]) draw();
+}
+
+let width = document.documentElement.clientWidth;
+addEventListener("resize", () => {
+  if (width !== document.documentElement.clientWidth) {
+    width = document.documentElement.clientWidth;
+    redraw();
+  }
+});
+$("minutes").addEventListener("change", () => refresh("traffic"));
+$("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("housing-key", $("key").value);
+  $("unlock").hidden = true;
+  Object.keys(ROUTES).forEach(refresh);
+});
+Object.keys(ROUTES).forEach(follow);
