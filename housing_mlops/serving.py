@@ -7,9 +7,9 @@ __all__ = ['log', 'Serve', 'Key', 'operations', 'monitoring', 'Rows', 'Version',
            'Refused', 'Batch', 'Feedback', 'Problem', 'NoModel', 'Service', 'strict_json', 'StrictRoute', 'allowed',
            'service_of', 'client', 'administrator', 'pricing_routes', 'request_id', 'complaints', 'home', 'livez',
            'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions', 'drift',
-           'live_error', 'install_routes', 'follow', 'quick_path', 'HousingAPI', 'create_app']
+           'live_error', 'install_routes', 'follow', 'Asked', 'quick_path', 'quickly', 'HousingAPI', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #69f00a6e
+# %% ../nbs/09_serving.ipynb #4ab33cb1
 import asyncio
 import csv
 import hmac
@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -128,7 +128,7 @@ class Problem(BaseModel):
 
     detail: str
 
-# %% ../nbs/09_serving.ipynb #570e4897
+# %% ../nbs/09_serving.ipynb #6477a665
 class NoModel(HousingError):
     """There is no model to price with."""
 
@@ -148,7 +148,8 @@ class Service:
         self.registry = Check("healthy", "not asked yet")
         self.log: PredictionLog | None = None
         self.judgement: Judgement | None = None
-        self.quick: Callable[[bytes, bytes], bytes | None] | None = None
+        self.quick: Callable[[list[Asked]], list[bytes | None]] | None = None
+        self.asked: list[Asked] = []  # to be priced in this turn of the event loop
         self.in_progress = 0
         self.waiting: dict[asyncio.Task[Any], float] = {}  # since when for a client's bytes
         self.worker = f"{os.getpid()}-{new_id()}.json"
@@ -620,27 +621,38 @@ async def follow(
     service.model, service.quick = model, quick_path(service, model)
     log.info("Serving %s, version %s.", model.info.model, model.version)
 
-# %% ../nbs/09_serving.ipynb #7326dca9
+# %% ../nbs/09_serving.ipynb #42c53cb6
+class Asked(NamedTuple):
+    """A request that took the short way, and where its answer goes."""
+
+    body: bytes
+    request_id: bytes  # empty for none
+    start: float  # when its body had arrived, by `time.perf_counter`
+    answer: "asyncio.Future[bytes | None]"  # None sends it to the ordinary route
+
+
 def quick_path(
     service: Service,  # for its journal and counters
     model: Model,  # that prices
-) -> Callable[[bytes, bytes], bytes | None] | None:
-    """A function from body and request id to the answer's body, or None for the ordinary route."""
+) -> Callable[[list[Asked]], list[bytes | None]] | None:
+    """A function from requests to the answers' bodies, with None for the ordinary route."""
     dataset, journal = model.dataset, service.log.journal if service.log else None
     if any(":" in name for name in dataset.columns):
         return None
     validate = dataset.request_model.__pydantic_validator__.validate_json
-    colons, price_one = len(dataset.columns), model.price_one
-    prices, latencies = (
+    colons, price_rows = len(dataset.columns), model.price_rows
+    counted, latencies = (
         service.traffic.version(model.version),
         service.traffic.histogram("/predict", 200),
     )
     interval, floor = model.info.interval, dataset.target.minimum
     half = interval.half_width if interval else 0.0
-    name, version = model.info.model.encode(), model.version.encode()
+    name, version = (
+        text.encode().replace(b"%", b"%%") for text in (model.info.model, model.version)
+    )
     coverage = interval.coverage if interval else 0.0
     with_margin = b'"interval":{"low":%%b,"high":%%b,"coverage":%b},' % repr(coverage).encode()
-    answer = (
+    form = (
         b'{"prediction":%%b,"unit":%b,%b"prediction_id":"%%b","model":%b,"model_version":%b,"latency_ms":%%.3f}'
         % (
             json.dumps(dataset.target.unit).encode().replace(b"%", b"%%"),
@@ -649,42 +661,78 @@ def quick_path(
             json.dumps(model.version).encode().replace(b"%", b"%%"),
         )
     )
+    record = b"%%b\t%%d\t%b\t%b\t%%b\t%%b\t%%b\t%%.3f\t/predict\t%%b\t%%b" % (name, version)
     clock, wall = time.perf_counter, time.time_ns
 
-    def quick(body: bytes, request: bytes) -> bytes | None:
-        start = clock()
-        if body.count(b":") != colons:
-            return None
-        try:
-            house = validate(body)
-        except ValidationError:
-            return None
-        price = price_one(list(house.__dict__.values()))
-        if not math.isfinite(price):
-            return None
-        said = b"%.7g" % price
-        given = float(said)
-        low = high = b""
-        if interval:
-            lower = given - half
-            low = b"%.7g" % (floor if floor is not None and lower < floor else lower)
-            high = b"%.7g" % (given + half)
-        made, took = new_id().encode(), (clock() - start) * 1e3
-        if journal is not None:
+    def quick(asked: list[Asked]) -> list[bytes | None]:
+        answers: list[bytes | None] = [None] * len(asked)
+        good, rows = [], []
+        for i, one in enumerate(asked):
+            if one.body.count(b":") == colons:
+                with suppress(ValidationError):
+                    rows.append(list(validate(one.body).__dict__.values()))
+                    good.append(i)
+        if not good:
+            return answers
+        prices, records, kept = price_rows(rows).tolist(), [], []
+        now, at = wall() // 1000, clock()
+        for i, price in zip(good, prices, strict=True):
+            if not math.isfinite(price):
+                continue
+            body, request, start, _ = asked[i]
+            said = b"%.7g" % price
+            given = float(said)
+            low = high = b""
+            if interval:
+                lower = given - half
+                low = b"%.7g" % (floor if floor is not None and lower < floor else lower)
+                high = b"%.7g" % (given + half)
+            made, took = new_id().encode(), at - start
+            records.append(record % (made, now, said, low, high, took * 1e3, request, body))
+            kept.append((given, took))
+            answers[i] = form % (
+                (said, low, high, made, took * 1e3) if interval else (said, made, took * 1e3)
+            )
+        if journal is not None and records:
             try:
-                journal.append(
-                    b"%b\t%d\t%b\t%b\t%b\t%b\t%b\t%.3f\t/predict\t%b\t%b"
-                    % (made, wall() // 1000, name, version, said, low, high, took, request, body)
-                )
+                journal.append_many(records)
             except JournalError:
-                return None
-        prices.add(given)
-        latencies.add(took / 1e3)
-        return answer % ((said, low, high, made, took) if interval else (said, made, took))
+                return [None] * len(asked)
+        for given, took in kept:
+            counted.add(given)
+            latencies.add(took)
+        return answers
 
     return quick
 
-# %% ../nbs/09_serving.ipynb #5ad40919
+
+async def quickly(
+    service: Service,  # whose model prices
+    body: bytes,  # of the request
+    request_id: bytes,  # of the request; empty for none
+) -> bytes | None:
+    """The answer's body, priced with what else arrived in this turn of the event loop."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bytes | None] = loop.create_future()
+    if not service.asked:
+        loop.call_soon(_price_asked, service)
+    service.asked.append(Asked(body, request_id, time.perf_counter(), answer))
+    return await answer
+
+
+def _price_asked(service: Service) -> None:
+    asked, service.asked = service.asked, []
+    answers: list[bytes | None] = [None] * len(asked)
+    try:
+        if service.quick is not None:
+            answers = service.quick(asked)
+    except Exception:
+        log.exception("The short way failed; the ordinary one answers.")
+    for one, answer in zip(asked, answers, strict=True):
+        if not one.answer.done():
+            one.answer.set_result(answer)
+
+# %% ../nbs/09_serving.ipynb #9db197e5
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -767,7 +815,7 @@ class HousingAPI(FastAPI):
         if keys.get_secret_value() and not allowed(key.decode("latin-1"), keys):
             return message
         named = _clean(given) if given else b""
-        answer = service.quick(body, named)
+        answer = await quickly(service, body, named)
         if answer is None:
             return message
         headers = [*_JSON, (b"content-length", b"%d" % len(answer))]
