@@ -5,25 +5,29 @@
 # %% auto #0
 __all__ = ['log', 'Serve', 'Key', 'operations', 'monitoring', 'Rows', 'Version', 'Log', 'access', 'app', 'Margin', 'Prediction',
            'Refused', 'Batch', 'Feedback', 'Problem', 'NoModel', 'Service', 'strict_json', 'StrictRoute', 'allowed',
-           'service_of', 'client', 'administrator', 'pricing_routes', 'request_id', 'complaints', 'home', 'livez',
-           'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions', 'drift',
-           'live_error', 'install_routes', 'follow', 'Asked', 'quick_path', 'quickly', 'HousingAPI', 'create_app']
+           'service_of', 'client', 'administrator', 'RateLimit', 'pricing_routes', 'request_id', 'complaints', 'home',
+           'livez', 'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions',
+           'drift', 'live_error', 'install_routes', 'follow', 'Asked', 'quick_path', 'HousingAPI', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #4ab33cb1
+# %% ../nbs/09_serving.ipynb #5fbfd1bc
 import asyncio
 import csv
+import gc
 import hmac
 import io
 import json
 import logging
 import math
 import os
+import queue
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
+from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -128,7 +132,7 @@ class Problem(BaseModel):
 
     detail: str
 
-# %% ../nbs/09_serving.ipynb #6477a665
+# %% ../nbs/09_serving.ipynb #7b791d9b
 class NoModel(HousingError):
     """There is no model to price with."""
 
@@ -150,6 +154,8 @@ class Service:
         self.judgement: Judgement | None = None
         self.quick: Callable[[list[Asked]], list[bytes | None]] | None = None
         self.asked: list[Asked] = []  # to be priced in this turn of the event loop
+        self.keys = bool(settings.api_keys.get_secret_value())
+        self.limiter = RateLimit(settings) if settings.rate_limit else None
         self.in_progress = 0
         self.waiting: dict[asyncio.Task[Any], float] = {}  # since when for a client's bytes
         self.worker = f"{os.getpid()}-{new_id()}.json"
@@ -347,12 +353,51 @@ def administrator(service: Serve, key: Key = None) -> None:
     if not allowed(key, service.settings.admin_keys):
         raise HTTPException(403, "Send an administration key (HOUSING_ADMIN_KEYS) in X-API-Key.")
 
-# %% ../nbs/09_serving.ipynb #e7248abd
+# %% ../nbs/09_serving.ipynb #1e6a1ee8
+class RateLimit:
+    """How often one client may ask, by the `limits` library."""
+
+    def __init__(
+        self,
+        settings: Settings,  # with the limit, its storage and the keys
+    ) -> None:
+        from limits import parse
+        from limits.aio.strategies import FixedWindowRateLimiter
+        from limits.storage import storage_from_string
+
+        storage: Any = storage_from_string(f"async+{settings.rate_limit_storage}")
+        self.keys = settings.api_keys
+        self.strategy = FixedWindowRateLimiter(storage)
+        self.item = parse(settings.rate_limit)
+
+    async def wait(
+        self,
+        scope: Scope,  # of a request
+    ) -> int:
+        """Seconds until this client may ask again; 0 when it may ask now."""
+        if scope["path"] in _UNLIMITED:
+            return 0
+        key = next((v for k, v in scope["headers"] if k == b"x-api-key"), b"").decode("latin-1")
+        who = key if key and allowed(key, self.keys) else (scope.get("client") or ("local", 0))[0]
+        try:
+            if await self.strategy.hit(self.item, who):
+                return 0
+            until, _ = await self.strategy.get_window_stats(self.item, who)
+        except Exception as error:
+            log.warning("The storage of the rate limit fails, nobody is limited: %s", error)
+            return 0
+        return max(1, math.ceil(until - time.time()))
+
+
+_UNLIMITED = {"/livez", "/readyz", "/health", "/metrics"}
+
+# %% ../nbs/09_serving.ipynb #f26b74bc
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body cannot be read"},
     401: {"model": Problem, "description": "A key is needed"},
     408: {"model": Problem, "description": "The request took too long to arrive"},
     413: {"model": Problem, "description": "The body is too large"},
+    429: {"model": Problem, "description": "Too many requests from one client"},
     503: {"model": Problem, "description": "No model, no room for a record, or too busy"},
 }
 
@@ -621,7 +666,7 @@ async def follow(
     service.model, service.quick = model, quick_path(service, model)
     log.info("Serving %s, version %s.", model.info.model, model.version)
 
-# %% ../nbs/09_serving.ipynb #42c53cb6
+# %% ../nbs/09_serving.ipynb #83081dbc
 class Asked(NamedTuple):
     """A request that took the short way, and where its answer goes."""
 
@@ -706,20 +751,6 @@ def quick_path(
     return quick
 
 
-async def quickly(
-    service: Service,  # whose model prices
-    body: bytes,  # of the request
-    request_id: bytes,  # of the request; empty for none
-) -> bytes | None:
-    """The answer's body, priced with what else arrived in this turn of the event loop."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[bytes | None] = loop.create_future()
-    if not service.asked:
-        loop.call_soon(_price_asked, service)
-    service.asked.append(Asked(body, request_id, time.perf_counter(), answer))
-    return await answer
-
-
 def _price_asked(service: Service) -> None:
     asked, service.asked = service.asked, []
     answers: list[bytes | None] = [None] * len(asked)
@@ -732,7 +763,7 @@ def _price_asked(service: Service) -> None:
         if not one.answer.done():
             one.answer.set_result(answer)
 
-# %% ../nbs/09_serving.ipynb #9db197e5
+# %% ../nbs/09_serving.ipynb #f524079b
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -752,33 +783,40 @@ def _clean(given: bytes) -> bytes:
 class HousingAPI(FastAPI):
     """The application: FastAPI, with a short way for the request that matters most."""
 
+    service: Service
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's request, or run the lifespan."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        service: Service = self.state.service
+        service = self.service
         if service.in_progress >= service.settings.max_in_progress:
             service.traffic.error("busy")
-            await _refuse(send, 503, "Too many requests in progress; try again.", retry=True)
+            await _refuse(send, 503, "Too many requests in progress; try again.", retry_s=1)
             return
+        began = time.monotonic()
         service.in_progress += 1
         try:
+            if service.limiter is not None and (wait := await service.limiter.wait(scope)):
+                service.traffic.error("rate")
+                await _refuse(send, 429, "Too many requests from here; try again later.", wait)
+                return
             if (
                 scope["path"] == "/predict"
                 and service.quick is not None
                 and scope["method"] == "POST"
             ):
-                seen = await self._short(scope, receive, send, service)
+                seen = await self._short(scope, receive, send, service, began)
                 if seen is None:
                     return
                 receive = _again(seen, receive)
-            await self._watched(scope, receive, send, service)
+            await self._watched(scope, receive, send, service, began)
         finally:
             service.in_progress -= 1
 
     async def _short(
-        self, scope: Scope, receive: Receive, send: Send, service: Service
+        self, scope: Scope, receive: Receive, send: Send, service: Service, began: float
     ) -> Message | None:
         """None when the request was answered; otherwise the message that was read."""
         kind = given = key = b""
@@ -789,9 +827,10 @@ class HousingAPI(FastAPI):
                 given = value
             elif name == b"x-api-key":
                 key = value
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
-        service.waiting[task] = time.monotonic()
+        service.waiting[task] = began
         try:
             message = await receive()
         except asyncio.CancelledError:
@@ -803,19 +842,22 @@ class HousingAPI(FastAPI):
             return None
         finally:
             service.waiting.pop(task, None)
-        body = message.get("body", b"")
-        odd = (
+        body, settings = message.get("body", b""), service.settings
+        if (
             kind != b"application/json"
             or message.get("more_body")
             or message["type"] != "http.request"
-        )
-        if odd or service.quick is None or len(body) > service.settings.max_body_bytes:
+            or len(body) > settings.max_body_bytes
+        ):
             return message
-        keys = service.settings.api_keys
-        if keys.get_secret_value() and not allowed(key.decode("latin-1"), keys):
+        if service.keys and not allowed(key.decode("latin-1"), settings.api_keys):
             return message
         named = _clean(given) if given else b""
-        answer = await quickly(service, body, named)
+        waiting: asyncio.Future[bytes | None] = loop.create_future()
+        if not service.asked:
+            loop.call_soon(_price_asked, service)
+        service.asked.append(Asked(body, named, time.perf_counter(), waiting))
+        answer = await waiting
         if answer is None:
             return message
         headers = [*_JSON, (b"content-length", b"%d" % len(answer))]
@@ -823,11 +865,13 @@ class HousingAPI(FastAPI):
             headers.append((b"x-request-id", named))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
-        if service.settings.access_log == "all":
-            _access("POST", "/predict", 200, 0.0, named.decode())
+        if settings.access_log == "all":
+            _access("POST", "/predict", 200, time.monotonic() - began, named.decode())
         return None
 
-    async def _watched(self, scope: Scope, receive: Receive, send: Send, service: Service) -> None:
+    async def _watched(
+        self, scope: Scope, receive: Receive, send: Send, service: Service, began: float
+    ) -> None:
         start, status = time.perf_counter(), 500
         given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
         named = _clean(given) or new_id().encode()
@@ -835,13 +879,20 @@ class HousingAPI(FastAPI):
         task = asyncio.current_task()
         assert task is not None
 
+        whole = False  # whether all of the request is here
+
         async def bounded() -> Message:
-            service.waiting[task] = time.monotonic()
-            try:
+            nonlocal whole
+            if whole:
                 return await receive()
+            service.waiting[task] = began
+            try:
+                message = await receive()
             finally:
                 if service.waiting.get(task) != 0:
                     service.waiting.pop(task, None)
+            whole = not message.get("more_body")
+            return message
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -878,13 +929,44 @@ def _again(message: Message, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(send: Send, status: int, detail: str, retry: bool = False) -> None:
+async def _refuse(send: Send, status: int, detail: str, retry_s: int = 0) -> None:
     body = json.dumps({"detail": detail}).encode()
     headers = [*_JSON, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-    if retry:
-        headers.append((b"retry-after", b"1"))
+    if retry_s:
+        headers.append((b"retry-after", b"%d" % retry_s))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+class _ToParents(logging.Handler):
+    """Hands a record on to the handlers of the package's logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("housing_mlops").handle(record)
+
+
+class _Aside(QueueHandler):
+    """Puts records into a bounded queue; what does not fit is dropped."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+@contextmanager
+def _access_log_aside() -> Iterator[None]:
+    """The access log is written by a thread, so that a slow terminal stops no request."""
+    lines: queue.Queue[Any] = queue.Queue(10_000)
+    handler, writer = _Aside(lines), QueueListener(lines, _ToParents())
+    access.addHandler(handler)
+    access.propagate = False
+    writer.start()
+    try:
+        yield
+    finally:
+        access.removeHandler(handler)
+        access.propagate = bool(not access.handlers)
+        writer.stop()
 
 
 def _access(method: str, path: str, status: int, took: float, named: str) -> None:
@@ -930,7 +1012,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     service_of(request).traffic.error(reasons.get(error.status_code, "http"))
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-# %% ../nbs/09_serving.ipynb #ed6c27b8
+# %% ../nbs/09_serving.ipynb #a6f2e6e3
 async def _every(seconds: float, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
@@ -977,13 +1059,30 @@ def _background(app: FastAPI) -> list[asyncio.Task[None]]:
     return [asyncio.create_task(_every(seconds, what)) for seconds, what in every]
 
 
+@contextmanager
+def _steady() -> Iterator[None]:
+    """What would hold requests up is kept short: the collector's rounds, and the writer's turns."""
+    thresholds, turn = gc.get_threshold(), sys.getswitchinterval()
+    gc.collect()
+    gc.freeze()  # what start-up made stays: no round looks at it again
+    gc.set_threshold(20_000, 10, 10)
+    sys.setswitchinterval(0.0005)  # how long the writer may keep the event loop from running
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(turn)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.open_log()
     await follow(app)
     tasks = _background(app)
-    yield
+    with _access_log_aside(), _steady():
+        yield
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -991,7 +1090,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.get_running_loop().run_in_executor(service.pool, service.log.close)
     service.pool.shutdown(wait=False)
 
-# %% ../nbs/09_serving.ipynb #d1c1f977
+# %% ../nbs/09_serving.ipynb #6574fff7
 def create_app(
     settings: Settings | None = None,  # the process's own by default
 ) -> HousingAPI:
@@ -1004,7 +1103,7 @@ def create_app(
         lifespan=_lifespan,
         max_body_size=settings.max_body_bytes,
     )
-    app.state.service = Service(settings)
+    app.service = app.state.service = Service(settings)
     app.include_router(operations)
     app.include_router(monitoring)
     install_routes(app, _declaration(settings))
