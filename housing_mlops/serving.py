@@ -353,7 +353,7 @@ def administrator(service: Serve, key: Key = None) -> None:
     if not allowed(key, service.settings.admin_keys):
         raise HTTPException(403, "Send an administration key (HOUSING_ADMIN_KEYS) in X-API-Key.")
 
-# %% ../nbs/09_serving.ipynb #1e6a1ee8
+# %% ../nbs/09_serving.ipynb #e8dd2675
 class RateLimit:
     """How often one client may ask, by the `limits` library."""
 
@@ -386,7 +386,7 @@ class RateLimit:
         except Exception as error:
             log.warning("The storage of the rate limit fails, nobody is limited: %s", error)
             return 0
-        return max(1, math.ceil(until - time.time()))
+        return max(1, math.ceil(float(until) - time.time()))
 
 
 _UNLIMITED = {"/livez", "/readyz", "/health", "/metrics"}
@@ -763,7 +763,7 @@ def _price_asked(service: Service) -> None:
         if not one.answer.done():
             one.answer.set_result(answer)
 
-# %% ../nbs/09_serving.ipynb #f524079b
+# %% ../nbs/09_serving.ipynb #99980305
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -771,6 +771,7 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
 ]
 _JSON = [(b"content-type", b"application/json"), *_HEADERS]
+_TOO_LARGE = b'{"detail":"The body is larger than HOUSING_MAX_BODY_BYTES allows."}'
 access = logging.getLogger("housing_mlops.access")
 
 
@@ -879,7 +880,7 @@ class HousingAPI(FastAPI):
         task = asyncio.current_task()
         assert task is not None
 
-        whole = False  # whether all of the request is here
+        whole = large = False  # whether all of the request is here, and whether it is too much
 
         async def bounded() -> Message:
             nonlocal whole
@@ -895,10 +896,17 @@ class HousingAPI(FastAPI):
             return message
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, large
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS, (b"x-request-id", named)]
+                headers = list(message["headers"])
+                if status == 413 and (b"content-type", b"application/json") not in headers:
+                    service.traffic.error("too_large")  # refused before any route was looked for
+                    headers = [*_JSON[:1], (b"content-length", b"%d" % len(_TOO_LARGE))]
+                    large = True
+                message["headers"] = [*headers, *_HEADERS, (b"x-request-id", named)]
+            elif large:
+                message["body"] = _TOO_LARGE
             await send(message)
 
         try:
