@@ -190,7 +190,7 @@ def rollback() -> None:
 
     typer.echo(f"Version {roll_back(read_settings())} is the champion again.")
 
-# %% ../nbs/10_cli.ipynb #9d015990
+# %% ../nbs/10_cli.ipynb #b4b35c00
 class JsonLines(logging.Formatter):
     """A log record as one JSON object."""
 
@@ -234,6 +234,8 @@ def serve(
 
     from housing_mlops.up import check_port
 
+    # when uvicorn has answered what it accepted, it hands the signal on: to this, which exits with 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     now = read_settings()
     host, port, workers = host or now.host, port or now.port, workers or now.workers
     check_port(host, port, "--port (HOUSING_PORT)")

@@ -35,7 +35,7 @@ def find_home(
             return folder
     return start
 
-# %% ../nbs/00_config.ipynb #8c6fe5fe
+# %% ../nbs/00_config.ipynb #5e665dd0
 class Settings(BaseSettings):
     """Every setting of the system; each is read from `HOUSING_<NAME>` or from `.env`."""
 
@@ -77,6 +77,12 @@ class Settings(BaseSettings):
     )
     admin_keys: SecretStr = Field(
         SecretStr(""), description="Comma-separated keys that may administer; empty: nobody."
+    )
+    rate_limit: str = Field(
+        "", description="Requests one key or address may send, such as 100/minute; empty: any."
+    )
+    rate_limit_storage: str = Field(
+        "memory://", description="Where they are counted; workers share redis://host:6379."
     )
     cors_origins: str = Field("", description="Comma-separated origins of browsers that may ask.")
     access_log: Literal["all", "errors", "off"] = Field(

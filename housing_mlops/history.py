@@ -154,7 +154,7 @@ def migrate(
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
-# %% ../nbs/06b_history.ipynb #f234e486
+# %% ../nbs/06b_history.ipynb #726a09ca
 _COLUMNS = ", ".join(Record._fields)
 _ROWS = 100  # in one statement
 
@@ -187,8 +187,8 @@ def insert(
     new = 0
     with engine.execution_options(writing=True).begin() as connection:
         for i in range(0, len(records), _ROWS):
-            rows = b"\n".join(records[i : i + _ROWS]).decode().split("\n")
-            values = tuple(field for row in rows for field in row.split("\t", 10))
+            rows = records[i : i + _ROWS]
+            values = tuple(b"\t".join(rows).decode().split("\t"))  # ten tabs a record, no more
             new += connection.exec_driver_sql(_sqlite_insert(len(rows)), values).rowcount
     return new
 

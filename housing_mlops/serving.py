@@ -5,27 +5,32 @@
 # %% auto #0
 __all__ = ['log', 'Serve', 'Key', 'operations', 'monitoring', 'Rows', 'Version', 'Log', 'access', 'app', 'Margin', 'Prediction',
            'Refused', 'Batch', 'Feedback', 'Problem', 'NoModel', 'Service', 'strict_json', 'StrictRoute', 'allowed',
-           'service_of', 'client', 'administrator', 'pricing_routes', 'request_id', 'complaints', 'home', 'livez',
-           'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions', 'drift',
-           'traffic', 'prices', 'live_error', 'install_routes', 'follow', 'quick_path', 'HousingAPI', 'create_app']
+           'service_of', 'client', 'administrator', 'RateLimit', 'pricing_routes', 'request_id', 'complaints', 'home',
+           'livez', 'readyz', 'health', 'metrics', 'model_info', 'reload', 'log_of', 'feedback', 'recent_predictions',
+           'drift', 'traffic', 'prices', 'live_error', 'install_routes', 'follow', 'Asked', 'quick_path', 'HousingAPI',
+           'create_app']
 
 # %% ../nbs/09_serving.ipynb #e3c1b7b0
 import asyncio
 import csv
+import gc
 import hmac
 import io
 import json
 import logging
 import math
 import os
+import queue
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
+from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -152,7 +157,10 @@ class Service:
         self.registry = Check("healthy", "not asked yet")
         self.log: PredictionLog | None = None
         self.judgement: Judgement | None = None
-        self.quick: Callable[[bytes, bytes], bytes | None] | None = None
+        self.quick: Callable[[list[Asked]], list[bytes | None]] | None = None
+        self.asked: list[Asked] = []  # to be priced in this turn of the event loop
+        self.keys = bool(settings.api_keys.get_secret_value())
+        self.limiter = RateLimit(settings) if settings.rate_limit else None
         self.in_progress = 0
         self.waiting: dict[asyncio.Task[Any], float] = {}  # since when for a client's bytes
         self.worker = f"{os.getpid()}-{new_id()}.json"
@@ -350,12 +358,51 @@ def administrator(service: Serve, key: Key = None) -> None:
     if not allowed(key, service.settings.admin_keys):
         raise HTTPException(403, "Send an administration key (HOUSING_ADMIN_KEYS) in X-API-Key.")
 
-# %% ../nbs/09_serving.ipynb #e7248abd
+# %% ../nbs/09_serving.ipynb #e8dd2675
+class RateLimit:
+    """How often one client may ask, by the `limits` library."""
+
+    def __init__(
+        self,
+        settings: Settings,  # with the limit, its storage and the keys
+    ) -> None:
+        from limits import parse
+        from limits.aio.strategies import FixedWindowRateLimiter
+        from limits.storage import storage_from_string
+
+        storage: Any = storage_from_string(f"async+{settings.rate_limit_storage}")
+        self.keys = settings.api_keys
+        self.strategy = FixedWindowRateLimiter(storage)
+        self.item = parse(settings.rate_limit)
+
+    async def wait(
+        self,
+        scope: Scope,  # of a request
+    ) -> int:
+        """Seconds until this client may ask again; 0 when it may ask now."""
+        if scope["path"] in _UNLIMITED:
+            return 0
+        key = next((v for k, v in scope["headers"] if k == b"x-api-key"), b"").decode("latin-1")
+        who = key if key and allowed(key, self.keys) else (scope.get("client") or ("local", 0))[0]
+        try:
+            if await self.strategy.hit(self.item, who):
+                return 0
+            until, _ = await self.strategy.get_window_stats(self.item, who)
+        except Exception as error:
+            log.warning("The storage of the rate limit fails, nobody is limited: %s", error)
+            return 0
+        return max(1, math.ceil(float(until) - time.time()))
+
+
+_UNLIMITED = {"/livez", "/readyz", "/health", "/metrics"}
+
+# %% ../nbs/09_serving.ipynb #f26b74bc
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body cannot be read"},
     401: {"model": Problem, "description": "A key is needed"},
     408: {"model": Problem, "description": "The request took too long to arrive"},
     413: {"model": Problem, "description": "The body is too large"},
+    429: {"model": Problem, "description": "Too many requests from one client"},
     503: {"model": Problem, "description": "No model, no room for a record, or too busy"},
 }
 
@@ -641,27 +688,38 @@ async def follow(
     service.model, service.quick = model, quick_path(service, model)
     log.info("Serving %s, version %s.", model.info.model, model.version)
 
-# %% ../nbs/09_serving.ipynb #7326dca9
+# %% ../nbs/09_serving.ipynb #83081dbc
+class Asked(NamedTuple):
+    """A request that took the short way, and where its answer goes."""
+
+    body: bytes
+    request_id: bytes  # empty for none
+    start: float  # when its body had arrived, by `time.perf_counter`
+    answer: "asyncio.Future[bytes | None]"  # None sends it to the ordinary route
+
+
 def quick_path(
     service: Service,  # for its journal and counters
     model: Model,  # that prices
-) -> Callable[[bytes, bytes], bytes | None] | None:
-    """A function from body and request id to the answer's body, or None for the ordinary route."""
+) -> Callable[[list[Asked]], list[bytes | None]] | None:
+    """A function from requests to the answers' bodies, with None for the ordinary route."""
     dataset, journal = model.dataset, service.log.journal if service.log else None
     if any(":" in name for name in dataset.columns):
         return None
     validate = dataset.request_model.__pydantic_validator__.validate_json
-    colons, price_one = len(dataset.columns), model.price_one
-    prices, latencies = (
+    colons, price_rows = len(dataset.columns), model.price_rows
+    counted, latencies = (
         service.traffic.version(model.version),
         service.traffic.histogram("/predict", 200),
     )
     interval, floor = model.info.interval, dataset.target.minimum
     half = interval.half_width if interval else 0.0
-    name, version = model.info.model.encode(), model.version.encode()
+    name, version = (
+        text.encode().replace(b"%", b"%%") for text in (model.info.model, model.version)
+    )
     coverage = interval.coverage if interval else 0.0
     with_margin = b'"interval":{"low":%%b,"high":%%b,"coverage":%b},' % repr(coverage).encode()
-    answer = (
+    form = (
         b'{"prediction":%%b,"unit":%b,%b"prediction_id":"%%b","model":%b,"model_version":%b,"latency_ms":%%.3f}'
         % (
             json.dumps(dataset.target.unit).encode().replace(b"%", b"%%"),
@@ -670,42 +728,64 @@ def quick_path(
             json.dumps(model.version).encode().replace(b"%", b"%%"),
         )
     )
+    record = b"%%b\t%%d\t%b\t%b\t%%b\t%%b\t%%b\t%%.3f\t/predict\t%%b\t%%b" % (name, version)
     clock, wall = time.perf_counter, time.time_ns
 
-    def quick(body: bytes, request: bytes) -> bytes | None:
-        start = clock()
-        if body.count(b":") != colons:
-            return None
-        try:
-            house = validate(body)
-        except ValidationError:
-            return None
-        price = price_one(list(house.__dict__.values()))
-        if not math.isfinite(price):
-            return None
-        said = b"%.7g" % price
-        given = float(said)
-        low = high = b""
-        if interval:
-            lower = given - half
-            low = b"%.7g" % (floor if floor is not None and lower < floor else lower)
-            high = b"%.7g" % (given + half)
-        made, took = new_id().encode(), (clock() - start) * 1e3
-        if journal is not None:
+    def quick(asked: list[Asked]) -> list[bytes | None]:
+        answers: list[bytes | None] = [None] * len(asked)
+        good, rows = [], []
+        for i, one in enumerate(asked):
+            if one.body.count(b":") == colons:
+                with suppress(ValidationError):
+                    rows.append(list(validate(one.body).__dict__.values()))
+                    good.append(i)
+        if not good:
+            return answers
+        prices, records, kept = price_rows(rows).tolist(), [], []
+        now, at = wall() // 1000, clock()
+        for i, price in zip(good, prices, strict=True):
+            if not math.isfinite(price):
+                continue
+            body, request, start, _ = asked[i]
+            said = b"%.7g" % price
+            given = float(said)
+            low = high = b""
+            if interval:
+                lower = given - half
+                low = b"%.7g" % (floor if floor is not None and lower < floor else lower)
+                high = b"%.7g" % (given + half)
+            made, took = new_id().encode(), at - start
+            records.append(record % (made, now, said, low, high, took * 1e3, request, body))
+            kept.append((given, took))
+            answers[i] = form % (
+                (said, low, high, made, took * 1e3) if interval else (said, made, took * 1e3)
+            )
+        if journal is not None and records:
             try:
-                journal.append(
-                    b"%b\t%d\t%b\t%b\t%b\t%b\t%b\t%.3f\t/predict\t%b\t%b"
-                    % (made, wall() // 1000, name, version, said, low, high, took, request, body)
-                )
+                journal.append_many(records)
             except JournalError:
-                return None
-        prices.add(given)
-        latencies.add(took / 1e3)
-        return answer % ((said, low, high, made, took) if interval else (said, made, took))
+                return [None] * len(asked)
+        for given, took in kept:
+            counted.add(given)
+            latencies.add(took)
+        return answers
 
     return quick
 
-# %% ../nbs/09_serving.ipynb #5ad40919
+
+def _price_asked(service: Service) -> None:
+    asked, service.asked = service.asked, []
+    answers: list[bytes | None] = [None] * len(asked)
+    try:
+        if service.quick is not None:
+            answers = service.quick(asked)
+    except Exception:
+        log.exception("The short way failed; the ordinary one answers.")
+    for one, answer in zip(asked, answers, strict=True):
+        if not one.answer.done():
+            one.answer.set_result(answer)
+
+# %% ../nbs/09_serving.ipynb #99980305
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -713,6 +793,7 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
 ]
 _JSON = [(b"content-type", b"application/json"), *_HEADERS]
+_TOO_LARGE = b'{"detail":"The body is larger than HOUSING_MAX_BODY_BYTES allows."}'
 access = logging.getLogger("housing_mlops.access")
 
 
@@ -725,33 +806,40 @@ def _clean(given: bytes) -> bytes:
 class HousingAPI(FastAPI):
     """The application: FastAPI, with a short way for the request that matters most."""
 
+    service: Service
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's request, or run the lifespan."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        service: Service = self.state.service
+        service = self.service
         if service.in_progress >= service.settings.max_in_progress:
             service.traffic.error("busy")
-            await _refuse(send, 503, "Too many requests in progress; try again.", retry=True)
+            await _refuse(send, 503, "Too many requests in progress; try again.", retry_s=1)
             return
+        began = time.monotonic()
         service.in_progress += 1
         try:
+            if service.limiter is not None and (wait := await service.limiter.wait(scope)):
+                service.traffic.error("rate")
+                await _refuse(send, 429, "Too many requests from here; try again later.", wait)
+                return
             if (
                 scope["path"] == "/predict"
                 and service.quick is not None
                 and scope["method"] == "POST"
             ):
-                seen = await self._short(scope, receive, send, service)
+                seen = await self._short(scope, receive, send, service, began)
                 if seen is None:
                     return
                 receive = _again(seen, receive)
-            await self._watched(scope, receive, send, service)
+            await self._watched(scope, receive, send, service, began)
         finally:
             service.in_progress -= 1
 
     async def _short(
-        self, scope: Scope, receive: Receive, send: Send, service: Service
+        self, scope: Scope, receive: Receive, send: Send, service: Service, began: float
     ) -> Message | None:
         """None when the request was answered; otherwise the message that was read."""
         kind = given = key = b""
@@ -762,9 +850,10 @@ class HousingAPI(FastAPI):
                 given = value
             elif name == b"x-api-key":
                 key = value
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
-        service.waiting[task] = time.monotonic()
+        service.waiting[task] = began
         try:
             message = await receive()
         except asyncio.CancelledError:
@@ -776,19 +865,22 @@ class HousingAPI(FastAPI):
             return None
         finally:
             service.waiting.pop(task, None)
-        body = message.get("body", b"")
-        odd = (
+        body, settings = message.get("body", b""), service.settings
+        if (
             kind != b"application/json"
             or message.get("more_body")
             or message["type"] != "http.request"
-        )
-        if odd or service.quick is None or len(body) > service.settings.max_body_bytes:
+            or len(body) > settings.max_body_bytes
+        ):
             return message
-        keys = service.settings.api_keys
-        if keys.get_secret_value() and not allowed(key.decode("latin-1"), keys):
+        if service.keys and not allowed(key.decode("latin-1"), settings.api_keys):
             return message
         named = _clean(given) if given else b""
-        answer = service.quick(body, named)
+        waiting: asyncio.Future[bytes | None] = loop.create_future()
+        if not service.asked:
+            loop.call_soon(_price_asked, service)
+        service.asked.append(Asked(body, named, time.perf_counter(), waiting))
+        answer = await waiting
         if answer is None:
             return message
         headers = [*_JSON, (b"content-length", b"%d" % len(answer))]
@@ -796,11 +888,13 @@ class HousingAPI(FastAPI):
             headers.append((b"x-request-id", named))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
-        if service.settings.access_log == "all":
-            _access("POST", "/predict", 200, 0.0, named.decode())
+        if settings.access_log == "all":
+            _access("POST", "/predict", 200, time.monotonic() - began, named.decode())
         return None
 
-    async def _watched(self, scope: Scope, receive: Receive, send: Send, service: Service) -> None:
+    async def _watched(
+        self, scope: Scope, receive: Receive, send: Send, service: Service, began: float
+    ) -> None:
         start, status = time.perf_counter(), 500
         given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
         named = _clean(given) or new_id().encode()
@@ -808,19 +902,33 @@ class HousingAPI(FastAPI):
         task = asyncio.current_task()
         assert task is not None
 
+        whole = large = False  # whether all of the request is here, and whether it is too much
+
         async def bounded() -> Message:
-            service.waiting[task] = time.monotonic()
-            try:
+            nonlocal whole
+            if whole:
                 return await receive()
+            service.waiting[task] = began
+            try:
+                message = await receive()
             finally:
                 if service.waiting.get(task) != 0:
                     service.waiting.pop(task, None)
+            whole = not message.get("more_body")
+            return message
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, large
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS, (b"x-request-id", named)]
+                headers = list(message["headers"])
+                if status == 413 and (b"content-type", b"application/json") not in headers:
+                    service.traffic.error("too_large")  # refused before any route was looked for
+                    headers = [*_JSON[:1], (b"content-length", b"%d" % len(_TOO_LARGE))]
+                    large = True
+                message["headers"] = [*headers, *_HEADERS, (b"x-request-id", named)]
+            elif large:
+                message["body"] = _TOO_LARGE
             await send(message)
 
         try:
@@ -851,13 +959,44 @@ def _again(message: Message, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(send: Send, status: int, detail: str, retry: bool = False) -> None:
+async def _refuse(send: Send, status: int, detail: str, retry_s: int = 0) -> None:
     body = json.dumps({"detail": detail}).encode()
     headers = [*_JSON, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-    if retry:
-        headers.append((b"retry-after", b"1"))
+    if retry_s:
+        headers.append((b"retry-after", b"%d" % retry_s))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+class _ToParents(logging.Handler):
+    """Hands a record on to the handlers of the package's logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("housing_mlops").handle(record)
+
+
+class _Aside(QueueHandler):
+    """Puts records into a bounded queue; what does not fit is dropped."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+@contextmanager
+def _access_log_aside() -> Iterator[None]:
+    """The access log is written by a thread, so that a slow terminal stops no request."""
+    lines: queue.Queue[Any] = queue.Queue(10_000)
+    handler, writer = _Aside(lines), QueueListener(lines, _ToParents())
+    access.addHandler(handler)
+    access.propagate = False
+    writer.start()
+    try:
+        yield
+    finally:
+        access.removeHandler(handler)
+        access.propagate = bool(not access.handlers)
+        writer.stop()
 
 
 def _access(method: str, path: str, status: int, took: float, named: str) -> None:
@@ -951,13 +1090,30 @@ def _background(app: FastAPI) -> list[asyncio.Task[None]]:
     return [asyncio.create_task(_every(seconds, what)) for seconds, what in every]
 
 
+@contextmanager
+def _steady() -> Iterator[None]:
+    """What would hold requests up is kept short: the collector's rounds, and the writer's turns."""
+    thresholds, turn = gc.get_threshold(), sys.getswitchinterval()
+    gc.collect()
+    gc.freeze()  # what start-up made stays: no round looks at it again
+    gc.set_threshold(20_000, 10, 10)
+    sys.setswitchinterval(0.0005)  # how long the writer may keep the event loop from running
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(turn)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.open_log()
     await follow(app)
     tasks = _background(app)
-    yield
+    with _access_log_aside(), _steady():
+        yield
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -978,7 +1134,7 @@ def create_app(
         lifespan=_lifespan,
         max_body_size=settings.max_body_bytes,
     )
-    app.state.service = Service(settings)
+    app.service = app.state.service = Service(settings)
     app.include_router(operations)
     app.include_router(monitoring)
     app.include_router(pages)
