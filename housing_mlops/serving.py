@@ -10,7 +10,7 @@ __all__ = ['log', 'Serve', 'Key', 'operations', 'monitoring', 'Rows', 'Version',
            'drift', 'traffic', 'prices', 'live_error', 'install_routes', 'follow', 'Asked', 'quick_path', 'HousingAPI',
            'create_app']
 
-# %% ../nbs/09_serving.ipynb #e3c1b7b0
+# %% ../nbs/09_serving.ipynb #804bcb22
 import asyncio
 import csv
 import gc
@@ -137,7 +137,7 @@ class Problem(BaseModel):
 
     detail: str
 
-# %% ../nbs/09_serving.ipynb #1e7c8cfe
+# %% ../nbs/09_serving.ipynb #fea5d11c
 class NoModel(HousingError):
     """There is no model to price with."""
 
@@ -660,15 +660,17 @@ def live_error(
     """The errors against the prices really paid, by model version."""
     return {"versions": [row._asdict() for row in kept.live_error(n, version=version)]}
 
-# %% ../nbs/09_serving.ipynb #fa10304f
+# %% ../nbs/09_serving.ipynb #6e1d0e46
 def install_routes(
     app: FastAPI,  # the application
     dataset: Dataset,  # the declaration of the model that serves
 ) -> None:
     """Put the pricing routes for `dataset` in place of the present ones."""
-    kept = [r for r in app.router.routes if not (isinstance(r, APIRoute) and "pricing" in r.tags)]
-    app.router.routes[:] = kept
+    routes, former = app.router.routes, getattr(app.state, "pricing", [])
+    routes[:] = [route for route in routes if route not in former]
+    others = list(routes)
     app.include_router(pricing_routes(dataset, app.state.service.settings))
+    app.state.pricing = [route for route in routes if route not in others]
     app.state.dataset = dataset
     app.openapi_schema = None
 
@@ -1042,7 +1044,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     service_of(request).traffic.error(reasons.get(error.status_code, "http"))
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-# %% ../nbs/09_serving.ipynb #2e5ff91c
+# %% ../nbs/09_serving.ipynb #d09d150c
 async def _every(seconds: float, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
@@ -1121,7 +1123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.get_running_loop().run_in_executor(service.pool, service.log.close)
     service.pool.shutdown(wait=False)
 
-# %% ../nbs/09_serving.ipynb #99f1c249
+# %% ../nbs/09_serving.ipynb #8aa0869a
 def create_app(
     settings: Settings | None = None,  # the process's own by default
 ) -> HousingAPI:
