@@ -561,7 +561,7 @@ async def reload(request: Request, service: Serve) -> dict[str, Any]:
     version = service.model.version if service.model else None
     return {"model_version": version, "problem": service.problem}
 
-# %% ../nbs/09_serving.ipynb #dd396f59
+# %% ../nbs/09_serving.ipynb #b6912ddb
 monitoring = APIRouter(
     tags=["monitoring"],
     route_class=StrictRoute,
@@ -605,7 +605,7 @@ def feedback(given: Feedback, kept: Log) -> dict[str, str]:
 def recent_predictions(
     kept: Log,
     limit: Rows = 100,
-    before: Annotated[str | None, Query(max_length=200)] = None,
+    before: Annotated[str | None, Query(pattern=r"^-?[0-9]{1,18}\.[0-9A-Za-z-]{1,64}$")] = None,
     version: Version = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
