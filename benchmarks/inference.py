@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
 import joblib
 import numpy as np
 import pandas as pd
@@ -37,6 +35,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 100, 10_000, 1_000_000])
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     bundle = make(args.out / "models")
     model, pipeline = Model.open(bundle, "1"), joblib.load(f"{bundle}.joblib")
     rng = np.random.default_rng(0)
