@@ -13,7 +13,7 @@ env   := .venv/.made
 exact := preprocessing inference serving
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test lint export readme docs lab lock clean
+.PHONY: help serve train test bench lint export readme docs lab lock clean
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -41,6 +41,11 @@ test: $(env) ## notebooks, their examples against the package, pytest; then cove
 	  coverage report --include=housing_mlops/$$module.py --fail-under=100 >/dev/null || \
 	  { echo "housing_mlops/$$module.py is not covered in full."; exit 2; }; \
 	done
+
+bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS=--quick takes 40 s
+	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
+	@python benchmarks/serving.py $(ARGS)
+	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; }
 
 lint: $(env) ## ruff, mypy, and whether the package, the notebooks and README.md are in step
 	@ruff check --quiet .

@@ -610,7 +610,7 @@ def feedback(given: Feedback, kept: Log) -> dict[str, str]:
 def recent_predictions(
     kept: Log,
     limit: Rows = 100,
-    before: Annotated[str | None, Query(max_length=200)] = None,
+    before: Annotated[str | None, Query(pattern=r"^-?[0-9]{1,18}\.[0-9A-Za-z-]{1,64}$")] = None,
     version: Version = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
