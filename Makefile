@@ -66,8 +66,9 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	@set -e; compile() { uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
 	compile setup.py -o requirements/serve.lock; \
+	compile setup.py --extra train -o requirements/train.lock; \
 	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
-	compile - <<<uv --constraint requirements/dev.lock -o requirements/uv.lock
+	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock
 	@wc -l requirements/*.lock
 
 clean: ## remove caches, the site and .venv; data, models and databases stay
