@@ -13,11 +13,14 @@ env   := .venv/.made
 exact := preprocessing inference serving
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test lint export readme docs lab lock clean
+# `make up` uses whichever compose there is.
+compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.PHONY: help serve train test lint export readme docs lab lock clean env up down logs ps images test-stack
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 serve: $(env) ## train if there is no champion yet, then serve the API (PORT) and the MLflow UI (MLFLOW_PORT)
 	@exec housing-mlops up --port $(PORT) --mlflow-port $(MLFLOW_PORT)
@@ -70,6 +73,35 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
 	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock
 	@wc -l requirements/*.lock
+
+env: ## make .env, with random passwords, for the container stack
+	@$(PYTHON) deploy/make_env.py
+
+up: ## build and start the container stack and wait until it serves; ARGS="--profile observability": with Grafana
+	@test -f .env || { echo "There is no .env yet: \`make env\` makes it."; exit 1; }
+	@$(compose) $(ARGS) up -d --build
+	@$(PYTHON) deploy/wait_ready.py
+
+down: ## stop the container stack; ARGS=-v removes its data too
+	@$(compose) --profile observability down $(ARGS)
+
+logs: ## follow the logs of the container stack, e.g. ARGS=api
+	@$(compose) logs -f --tail 100 $(ARGS)
+
+ps: ## list the services of the container stack and how they are
+	@$(compose) ps $(ARGS)
+
+images: ## build the images api and train, and print what this project adds to their base
+	@set -e; for target in train api; do \
+	  echo "building $$target"; \
+	  docker build -q --target $$target -t housing-mlops-$$target:$${TAG:-latest} \
+	    --build-arg VERSION=$$(sed -n 's/^version = //p' settings.ini) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) . >/dev/null; \
+	done
+	@$(PYTHON) deploy/image_size.py
+
+test-stack: $(env) ## build the images, start the stack, break each part of it, and check that nothing is lost
+	@pytest -q -p no:cacheprovider tests/stack $(ARGS)
 
 clean: ## remove caches, the site and .venv; data, models and databases stay
 	@rm -rf .venv _docs _proc build *.egg-info .coverage .coverage.* .hypothesis
