@@ -4,8 +4,12 @@ usage: python deploy/image_size.py [LIMIT_MB]     (default: 260; a megabyte is 1
 """
 
 import json
+import os
 import subprocess
 import sys
+
+
+TAG = os.environ.get("TAG", "latest")
 
 
 def inspect(image: str) -> dict[str, int | list[str]]:
@@ -21,7 +25,7 @@ def main(limit_mb: float) -> int:
     base = inspect("python:3.11-slim-bookworm")
     sizes = {}
     for name in ("api", "train"):
-        image = inspect(f"housing-mlops-{name}:latest")
+        image = inspect(f"housing-mlops-{name}:{TAG}")
         assert image["layers"][: len(base["layers"])] == base["layers"], f"{name} has another base"
         sizes[name] = (image["size"] - base["size"]) / 1e6
         print(f"{name}: {sizes[name]:.0f} MB on a base of {base['size'] / 1e6:.0f} MB")

@@ -46,7 +46,8 @@ def run(check: str) -> bool:
     said = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
     found = done.returncode == 0
     alarm = check == "drift" and found and said.startswith("drift")
-    say("info" if found and not alarm else "warning", check, said or f"exit {done.returncode}")
+    first = said.splitlines()[0] if said else f"exit {done.returncode}"
+    say("info" if found and not alarm else "warning", check, first)
     return found
 
 

@@ -245,10 +245,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert seen
         until(
             "the database has not got the prediction",
-            lambda: ask(
-                f"{base}/feedback", {"prediction_id": answer["prediction_id"], "price": 24.0}
-            )[0]
-            == 200,
+            lambda: (
+                ask(f"{base}/feedback", {"prediction_id": answer["prediction_id"], "price": 24.0})[
+                    0
+                ]
+                == 200
+            ),
         )
         assert ask(f"{base}/monitoring/drift")[0] == 200
         yield metrics
@@ -290,7 +292,9 @@ def test_the_api_is_scraped_as_text_and_the_rules_are_loaded(prometheus: str) ->
     )
 
 
-@pytest.mark.parametrize("name", sorted({n for r in rules() for n in re.findall(r"housing_\w+", r["expr"])}))
+@pytest.mark.parametrize(
+    "name", sorted({n for r in rules() for n in re.findall(r"housing_\w+", r["expr"])})
+)
 def test_every_metric_in_a_rule_exists(prometheus: str, name: str) -> None:
     assert value(prometheus, name), f"the API has no metric {name}"
 

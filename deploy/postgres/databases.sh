@@ -5,7 +5,7 @@ set -euo pipefail
 for pair in "mlflow:$MLFLOW_DB_PASSWORD" "housing:$PREDICTIONS_DB_PASSWORD"; do
   psql -q -v ON_ERROR_STOP=1 -v name="${pair%%:*}" -v password="${pair#*:}" -U "$POSTGRES_USER" -d "$POSTGRES_DB" <<'SQL'
 CREATE ROLE :"name" LOGIN PASSWORD :'password';
-CREATE DATABASE :"name" OWNER :"name";
+CREATE DATABASE :"name" OWNER :"name" TEMPLATE template0 ENCODING 'UTF8';
 REVOKE ALL ON DATABASE :"name" FROM PUBLIC;
 SQL
 done
