@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 
-
 TAG = os.environ.get("TAG", "latest")
 
 
