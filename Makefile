@@ -4,6 +4,8 @@ PYTHON      ?= python3
 PORT        ?= 8000
 MLFLOW_PORT ?= 5000
 ARGS        ?=
+OVERLAY     ?= staging
+export REGISTRY ?=
 
 SHELL       := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -16,7 +18,7 @@ exact := preprocessing inference serving
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train test lint export readme docs lab lock clean env up down logs ps images test-stack
+.PHONY: help serve train test lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -45,10 +47,12 @@ test: $(env) ## notebooks, their examples against the package, pytest; then cove
 	  { echo "housing_mlops/$$module.py is not covered in full."; exit 2; }; \
 	done
 
-lint: $(env) ## ruff, mypy, and whether the package, the notebooks and README.md are in step
+lint: $(env) ## ruff, mypy, workflows, and whether the package, the notebooks and README.md are in step
 	@ruff check --quiet .
 	@ruff format --check . || { echo "Run \`make export\`, which formats."; exit 1; }
 	@python docs/generate.py --check
+	@check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@check-jsonschema -q --builtin-schema vendor.compose-spec docker-compose.yml
 	@mypy
 
 export: $(env) ## write the package and README.md from the notebooks, which are formatted and cleaned
@@ -102,6 +106,15 @@ images: ## build the images api and train, and print what this project adds to t
 
 test-stack: $(env) ## build the images, start the stack, break each part of it, and check that nothing is lost
 	@pytest -q -p no:cacheprovider tests/stack $(ARGS)
+
+push: ## push the images to REGISTRY, named by the commit, e.g. REGISTRY=ghcr.io/me
+	@: $${REGISTRY:?Name a registry: make push REGISTRY=ghcr.io/me}; set -e; for target in api train; do \
+	  name=$$REGISTRY/housing-mlops-$$target:$$(git rev-parse HEAD); \
+	  docker tag housing-mlops-$$target:$${TAG:-latest} $$name; docker push -q $$name; \
+	done
+
+deploy: ## put this commit's images on Kubernetes: OVERLAY=staging or OVERLAY=production, REGISTRY as for push
+	@deploy/kubernetes/apply.sh "$(OVERLAY)" "$(REGISTRY)" "$$(git rev-parse HEAD)"
 
 clean: ## remove caches, the site and .venv; data, models and databases stay
 	@rm -rf .venv _docs _proc build *.egg-info .coverage .coverage.* .hypothesis
