@@ -4,6 +4,8 @@ PYTHON      ?= python3
 PORT        ?= 8000
 MLFLOW_PORT ?= 5000
 ARGS        ?=
+OVERLAY     ?= staging
+export REGISTRY ?=
 
 SHELL       := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -17,7 +19,7 @@ exact := preprocessing inference serving
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 serve: $(env) ## train if there is no champion yet, then serve the API (PORT) and the MLflow UI (MLFLOW_PORT)
 	@exec housing-mlops up --port $(PORT) --mlflow-port $(MLFLOW_PORT)
@@ -51,6 +53,8 @@ lint: $(env) ## ruff, mypy, and whether the package, the notebooks and README.md
 	@ruff check --quiet .
 	@ruff format --check . || { echo "Run \`make export\`, which formats."; exit 1; }
 	@python docs/generate.py --check
+	@check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@check-jsonschema -q --builtin-schema vendor.compose-spec docker-compose.yml
 	@mypy
 
 export: $(env) ## write the package and README.md from the notebooks, which are formatted and cleaned
@@ -71,9 +75,48 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	@set -e; compile() { uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
 	compile setup.py -o requirements/serve.lock; \
+	compile setup.py --extra train -o requirements/train.lock; \
 	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
-	compile - <<<uv --constraint requirements/dev.lock -o requirements/uv.lock
+	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock
 	@wc -l requirements/*.lock
+
+env: ## make .env, with random passwords, for the container stack
+	@$(PYTHON) deploy/make_env.py
+
+up: ## build and start the container stack and wait until it serves; ARGS="--profile observability": with Grafana
+	@test -f .env || { echo "There is no .env yet: \`make env\` makes it."; exit 1; }
+	@$(compose) $(ARGS) up -d --build
+	@$(PYTHON) deploy/wait_ready.py
+
+down: ## stop the container stack; ARGS=-v removes its data too
+	@$(compose) --profile observability down $(ARGS)
+
+logs: ## follow the logs of the container stack, e.g. ARGS=api
+	@$(compose) logs -f --tail 100 $(ARGS)
+
+ps: ## list the services of the container stack and how they are
+	@$(compose) ps $(ARGS)
+
+images: ## build the images api and train, and print what this project adds to their base
+	@set -e; for target in train api; do \
+	  echo "building $$target"; \
+	  docker build -q --target $$target -t housing-mlops-$$target:$${TAG:-latest} \
+	    --build-arg VERSION=$$(sed -n 's/^version = //p' settings.ini) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) . >/dev/null; \
+	done
+	@$(PYTHON) deploy/image_size.py
+
+test-stack: $(env) ## build the images, start the stack, break each part of it, and check that nothing is lost
+	@pytest -q -p no:cacheprovider tests/stack $(ARGS)
+
+push: ## push the images to REGISTRY, named by the commit, e.g. REGISTRY=ghcr.io/me
+	@: $${REGISTRY:?Name a registry: make push REGISTRY=ghcr.io/me}; set -e; for target in api train; do \
+	  name=$$REGISTRY/housing-mlops-$$target:$$(git rev-parse HEAD); \
+	  docker tag housing-mlops-$$target:$${TAG:-latest} $$name; docker push -q $$name; \
+	done
+
+deploy: ## put this commit's images on Kubernetes: OVERLAY=staging or OVERLAY=production, REGISTRY as for push
+	@deploy/kubernetes/apply.sh "$(OVERLAY)" "$(REGISTRY)" "$$(git rev-parse HEAD)"
 
 clean: ## remove caches, the site and .venv; data, models and databases stay
 	@rm -rf .venv _docs _proc build *.egg-info .coverage .coverage.* .hypothesis

@@ -114,7 +114,7 @@ def schema(
     )
     typer.echo(_table(dictionary(declared)))
 
-# %% ../nbs/10_cli.ipynb #0dc2f5f2
+# %% ../nbs/10_cli.ipynb #6d4e6918
 @app.command()
 def train(
     value: Annotated[
@@ -136,11 +136,20 @@ def train(
     list_parameters: Annotated[
         bool, typer.Option("--parameters", help="List the parameters and stop.")
     ] = False,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Do nothing when there is a champion.")
+    ] = False,
 ) -> None:
     """Run the training notebook; keep it, its page and its model."""
     from housing_mlops import runs
 
     now = read_settings()
+    if if_missing:
+        from housing_mlops.registry import find_version
+
+        if version := find_version(now, "champion"):
+            typer.echo(f"Version {version} is the champion already; nothing to do.")
+            return
     if list_parameters:
         import papermill
 

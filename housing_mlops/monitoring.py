@@ -536,6 +536,13 @@ class _Now(Collector):
             yield _gauge(
                 "housing_model_age_seconds", "Time since it was made.", [], [([], n.age())]
             )
+            promised = n.model.info.metrics
+            yield _gauge(
+                "housing_model_error",
+                "Cross-validated error of the model that serves.",
+                ["model_version", "measure"],
+                [([n.model.version, m], promised.get(f"cv_{m}")) for m in ("mae", "rmse")],
+            )
         if n.log:
             yield from self._log(n.log)
         if n.drift:
@@ -549,6 +556,12 @@ class _Now(Collector):
                 for row in n.live
                 for m in ("mae", "rmse", "bias", "within")
             ],
+        )
+        yield _gauge(
+            "housing_live_sales",
+            "Prices paid that the live error is computed from.",
+            ["model_version"],
+            [([str(row["model_version"])], row["n"]) for row in n.live],
         )
 
     @staticmethod

@@ -1,0 +1,56 @@
+"""The stack under test is built, started, and taken down with its volumes at the end."""
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from running import PROJECT, TAG, Stack, free_port, run
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack, built and started; it is taken down with its volumes at the end."""
+    if not shutil.which("docker") or run("docker", "info", check=False).returncode:
+        pytest.exit("No Docker engine answers: the stack cannot be tested here.", 3)
+    folder = tmp_path_factory.mktemp("stack")
+    names = ("api", "mlflow", "prometheus", "grafana")
+    house = {
+        **{"CRIM": 0.00632, "ZN": 18.0, "INDUS": 2.31, "CHAS": 0.0, "NOX": 0.538, "RM": 6.575},
+        **{"AGE": 65.2, "DIS": 4.09, "RAD": 1.0, "TAX": 296.0, "PTRATIO": 15.3, "B": 396.9},
+        "LSTAT": 4.98,
+    }
+    this = Stack(folder, {name: free_port() for name in names}, house)
+    run(sys.executable, "deploy/make_env.py", str(this.env_file))
+    text = this.env_file.read_text()
+    for name, port in this.ports.items():
+        text = re.sub(rf"^{name.upper()}_PORT=.*$", f"{name.upper()}_PORT={port}", text, flags=re.M)
+    # Fewer folds than by default: what is tested is the stack. All candidates run.
+    text = re.sub(
+        r"^TRAIN_PARAMETERS=.*$", "TRAIN_PARAMETERS=-p folds 2 -p repeats 1", text, flags=re.M
+    )
+    this.env_file.write_text(f"{text}TAG={TAG}\n")
+    this.do("down", "-v", "--remove-orphans", check=False)
+    try:
+        begun = time.monotonic()
+        this.do("build", timeout=900)
+        built = time.monotonic()
+        this.do("up", "-d", timeout=300)
+        this.wait_ready(240)
+        ready = time.monotonic()
+        print(
+            f"\nbuilt in {built - begun:.0f} s, ready {ready - built:.0f} s later",
+            file=sys.__stderr__,
+        )
+        yield this
+    finally:
+        if os.environ.get("KEEP_STACK"):
+            print(
+                f"kept: {' '.join(this.compose)} -p {PROJECT} --env-file {this.env_file}",
+                file=sys.__stderr__,
+            )
+        else:
+            this.do("--profile", "observability", "down", "-v", "--remove-orphans", check=False)

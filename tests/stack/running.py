@@ -1,0 +1,216 @@
+"""The container stack under test: a project of its own, on ports of its own, from the files as they are."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PROJECT = "housing-test"
+TAG = "test"
+GRAFANA = "grafana/grafana:12.1.1"
+
+
+def run(
+    *command: str, env: dict[str, str] | None = None, timeout: float = 120, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository's root; the test fails with what it said."""
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HOUSING_", "PYTHON", "COMPOSE_"))
+    }
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**kept, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def compose_command() -> list[str]:
+    found = run("docker", "compose", "version", check=False)
+    return ["docker", "compose"] if found.returncode == 0 else ["docker-compose"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    """Status and parsed body."""
+    data = None if body is None else json.dumps(body).encode()
+    kind = {"Content-Type": "application/json"} if data else {}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, {**kind, **(headers or {})}), timeout=10
+        ) as answer:
+            status, text = answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read().decode()
+    return status, json.loads(text) if text.startswith(("{", "[")) else text
+
+
+def until(what: str, true: Callable[[], Any], patience_s: float) -> Any:
+    """What `true()` says once it says something; the test fails when it takes too long."""
+    end = time.monotonic() + patience_s
+    said: object = None
+    while time.monotonic() < end:
+        try:
+            if said := true():
+                return said
+        except (OSError, http.client.HTTPException) as error:
+            said = error
+        time.sleep(0.5)
+    pytest.fail(f"{what}: not within {patience_s:g} s ({said!r})")
+
+
+@dataclass
+class Stack:
+    """The running stack."""
+
+    folder: Path
+    ports: dict[str, int]
+    house: dict[str, Any]
+    compose: list[str] = field(default_factory=compose_command)
+    accepted: list[str] = field(default_factory=list)  # ids of all prices that were answered
+
+    @property
+    def env_file(self) -> Path:
+        return self.folder / "stack.env"
+
+    def url(self, service: str, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.ports[service]}{path}"
+
+    def do(
+        self,
+        *args: str,
+        project: str = PROJECT,
+        env_file: Path | None = None,
+        timeout: float = 300,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run compose with the test's project and environment."""
+        given = ["--env-file", str(env_file or self.env_file), "-p", project]
+        return run(*self.compose, *given, *args, timeout=timeout, check=check)
+
+    def container(self, service: str) -> str:
+        found = self.do("ps", "-q", *(["-a"] if self.compose[0] == "docker" else []), service)
+        assert found.stdout.strip(), f"{service} has no container"
+        return found.stdout.split()[0]
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        [said] = json.loads(run("docker", "inspect", self.container(service)).stdout)
+        return dict(said)
+
+    def state(self, service: str) -> str:
+        """Health where there is a health check, otherwise the container's status."""
+        state = self.inspect(service)["State"]
+        return str(state.get("Health", state)["Status"])
+
+    def logs(self, service: str) -> str:
+        done = run("docker", "logs", self.container(service))
+        return done.stdout + done.stderr
+
+    def wait_healthy(self, *services: str, patience_s: float = 120) -> None:
+        for service in services:
+            until(
+                f"{service} is healthy",
+                lambda name=service: self.state(name) == "healthy",  # type: ignore[misc]
+                patience_s,
+            )
+
+    def wait_ready(self, patience_s: float = 60) -> None:
+        until("the API is ready", lambda: ask(self.url("api", "/readyz"))[0] == 200, patience_s)
+
+    def sql(self, query: str, database: str = "housing") -> str:
+        command = ("exec", "-T", "db", "psql", "-U", "postgres", "-d", database, "-tAc", query)
+        return self.do(*command).stdout.strip()
+
+    def kill(self, service: str) -> None:
+        """SIGKILL from outside, as the kernel does when memory runs out: no client asked for it."""
+        pid = self.inspect(service)["State"]["Pid"]
+        code = f"import os; os.kill({pid}, 9)"
+        image = f"housing-mlops-api:{TAG}"
+        run(
+            *("docker", "run", "--rm", "--pid", "host", "--user", "0", "--network", "none"),
+            *("--entrypoint", "python", image, "-c", code),
+        )
+
+    def missing(self) -> int:
+        """How many of the accepted predictions the database does not have, or has twice."""
+        rows = self.sql("SELECT id FROM predictions").split()
+        assert len(rows) == len(set(rows))
+        return len(set(self.accepted) - set(rows))
+
+    def wait_stored(self, patience_s: float = 60) -> None:
+        assert len(self.accepted) == len(set(self.accepted))
+        until("every accepted prediction is stored", lambda: not self.missing(), patience_s)
+
+
+class Load:
+    """Two clients on loopback that ask for prices: at most `count` each, for at most a minute."""
+
+    def __init__(self, stack: Stack, count: int, pause_s: float = 0.005) -> None:
+        self.stack, self.count, self.pause_s = stack, count, pause_s
+        self.ids: list[str] = []
+        self.failed: dict[str, int] = {}
+        self.stopped = threading.Event()
+        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(2)]
+
+    def _ask(self) -> None:
+        end, body = time.monotonic() + 60, json.dumps(self.stack.house)
+        connection, done = None, 0
+        while done < self.count and time.monotonic() < end and not self.stopped.is_set():
+            done += 1
+            try:
+                if connection is None:
+                    port = self.stack.ports["api"]
+                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                text = answer.read()
+                if answer.status == 200:
+                    self.ids.append(json.loads(text)["prediction_id"])
+                else:
+                    self._count(str(answer.status))
+            except (OSError, http.client.HTTPException) as error:
+                self._count(type(error).__name__)
+                connection = None
+                time.sleep(0.05)
+            time.sleep(self.pause_s)
+
+    def _count(self, reason: str) -> None:
+        self.failed[reason] = self.failed.get(reason, 0) + 1
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        time.sleep(0.3)
+        return self
+
+    def __exit__(self, kind: object, error: object, where: object) -> None:
+        if kind:
+            self.stopped.set()
+        for thread in self.threads:
+            thread.join(70)
+        self.stack.accepted += self.ids

@@ -1,0 +1,270 @@
+"""The whole stack: what it answers, what it keeps, and what happens when parts of it die.
+
+The tests run in the order they stand in, on one stack: `make test-stack`.
+"""
+
+import base64
+import json
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from running import GRAFANA, TAG, Load, Stack, ask, free_port, run, until
+
+SERVICES = ("db", "mlflow", "api", "monitor", "prometheus")
+
+
+def test_the_image_is_small_enough(stack: Stack) -> None:
+    done = run(sys.executable, "deploy/image_size.py", env={"TAG": TAG})
+    print(done.stdout, file=sys.__stderr__)
+
+
+def test_every_service_is_healthy_and_training_ended_well(stack: Stack) -> None:
+    stack.wait_healthy(*SERVICES)
+    until("training ended", lambda: stack.state("train") == "exited", 60)
+    state, count = stack.inspect("train")["State"], stack.inspect("train")["RestartCount"]
+    assert (state["ExitCode"], count) == (0, 0), stack.logs("train")[-2000:]
+
+
+def test_the_requests_of_the_brief(stack: Stack) -> None:
+    status, answer = ask(stack.url("api", "/predict"), stack.house)
+    assert status == 200 and 5 < answer["prediction"] < 50 and answer["unit"] == "1000 USD", answer
+    stack.accepted.append(answer["prediction_id"])
+    status, answer = ask(stack.url("api", "/predict/batch"), [stack.house] * 3)
+    assert status == 200 and answer["count"] == 3
+    stack.accepted += [one["prediction_id"] for one in answer["predictions"]]
+    status, answer = ask(stack.url("api", "/health"))
+    assert status == 200 and answer["checks"]["database"]["state"] == "healthy", answer
+    status, answer = ask(stack.url("api", "/metrics"))
+    assert status == 200 and answer["predictions"]["count"] == 4, answer
+    status, answer = ask(stack.url("api", "/model/info"))
+    assert status == 200 and answer["model_version"] == "1", answer
+    status, answer = ask(stack.url("api", "/openapi.json"))
+    assert status == 200 and "/predict" in answer["paths"]
+
+
+def experiment(stack: Stack) -> list[str]:
+    """The names of the runs in MLflow, sorted."""
+    api = stack.url("mlflow", "/api/2.0/mlflow")
+    status, found = ask(f"{api}/experiments/get-by-name?experiment_name=housing")
+    assert status == 200, found
+    number = found["experiment"]["experiment_id"]
+    status, found = ask(f"{api}/runs/search", {"experiment_ids": [number], "max_results": 100})
+    assert status == 200, found
+    return sorted(one["info"]["run_name"] for one in found["runs"])
+
+
+def test_mlflow_keeps_the_experiment_in_postgresql(stack: Stack) -> None:
+    names = experiment(stack)
+    wanted = {"LinearRegression", "Ridge", "RandomForest", "GradientBoosting"}
+    assert wanted < set(names), names
+    assert int(stack.sql("SELECT count(*) FROM runs", "mlflow")) == len(names)
+    assert stack.sql(
+        "SELECT alias FROM registered_model_aliases WHERE alias = 'champion'", "mlflow"
+    )
+
+
+def test_prometheus_scrapes_the_api_and_has_its_rules(stack: Stack) -> None:
+    def health() -> bool:
+        _, said = ask(stack.url("prometheus", "/api/v1/targets"))
+        found = {t["labels"]["job"]: t["health"] for t in said["data"]["activeTargets"]}
+        return found == {"housing-api": "up", "prometheus": "up"}
+
+    until("every target is up", health, 40)
+    _, said = ask(stack.url("prometheus", "/api/v1/rules"))
+    rules = [rule["name"] for group in said["data"]["groups"] for rule in group["rules"]]
+    text = (Path(__file__).parent.parent.parent / "deploy/prometheus/alerts.yml").read_text()
+    assert rules == re.findall(r"^ +- (?:alert|record): (\S+)$", text, re.M)
+
+
+def test_grafana_shows_the_dashboard(stack: Stack) -> None:
+    here = run("docker", "image", "inspect", GRAFANA, check=False).returncode == 0
+    if not here and run("docker", "pull", "-q", GRAFANA, check=False, timeout=300).returncode:
+        pytest.skip(f"{GRAFANA} cannot be had here")
+    stack.do("--profile", "observability", "up", "-d", "--no-deps", "grafana")
+    stack.wait_healthy("grafana")
+    password = re.search(r"^GRAFANA_PASSWORD=(.*)$", stack.env_file.read_text(), re.M)
+    assert password
+    key = base64.b64encode(f"admin:{password[1]}".encode()).decode()
+    url = stack.url("grafana", "/api/dashboards/uid/housing-mlops")
+    status, said = ask(url, headers={"Authorization": f"Basic {key}"})
+    assert status == 200 and said["meta"]["provisioned"], said
+
+
+def test_containers_may_do_little(stack: Stack) -> None:
+    for service in ("api", "monitor", "mlflow"):
+        said = stack.do("exec", "-T", service, "id", "-u").stdout.strip()
+        assert said == "10001", service
+        touch = stack.do("exec", "-T", service, "touch", "/app/x", check=False)
+        assert touch.returncode and "Read-only" in touch.stderr
+        host = stack.inspect(service)["HostConfig"]
+        assert host["Memory"] > 0 and host["CapDrop"] == ["ALL"]
+    for service in SERVICES:
+        bound = stack.inspect(service)["HostConfig"]["PortBindings"] or {}
+        addresses = {one["HostIp"] for all_of_port in bound.values() for one in all_of_port}
+        assert addresses <= {"127.0.0.1"}, service
+
+
+def test_what_is_accepted_is_stored(stack: Stack) -> None:
+    with Load(stack, 500) as load:
+        pass
+    assert not load.failed and len(load.ids) == 1000
+    stack.wait_stored()
+    assert int(stack.sql("SELECT count(*) FROM predictions")) == len(stack.accepted)
+
+
+# Faults
+
+
+def test_the_database_dies_under_load(stack: Stack) -> None:
+    before = stack.inspect("db")["RestartCount"]
+    with Load(stack, 1200, 0.02) as load:
+        stack.kill("db")
+        until("the database is back", lambda: stack.inspect("db")["RestartCount"] > before, 30)
+    assert not load.failed, load.failed  # the journal takes what the database cannot
+    stack.wait_healthy("db")
+    stack.wait_stored(90)
+
+
+def test_the_database_is_restarted_under_load(stack: Stack) -> None:
+    with Load(stack, 600, 0.02) as load:
+        stack.do("restart", "-t", "20", "db")
+    assert not load.failed, load.failed
+    stack.wait_healthy("db")
+    stack.wait_stored(90)
+
+
+def test_the_api_is_killed_under_load(stack: Stack) -> None:
+    before = stack.inspect("api")["RestartCount"]
+    with Load(stack, 800, 0.01) as load:
+        stack.kill("api")
+        until("the API is back", lambda: stack.inspect("api")["RestartCount"] > before, 30)
+        stack.wait_ready()
+    assert load.failed and len(load.ids) > 100  # it was away, and it came back to the same clients
+    stack.wait_stored()
+
+
+@pytest.mark.parametrize("service", ["mlflow", "monitor", "prometheus"])
+def test_a_service_that_is_killed_comes_back(stack: Stack, service: str) -> None:
+    before = stack.inspect(service)["RestartCount"]
+    stack.kill(service)
+    until(f"{service} is back", lambda: stack.inspect(service)["RestartCount"] > before, 30)
+    assert ask(stack.url("api", "/predict"), stack.house)[0] == 200
+    stack.wait_healthy(service)
+
+
+def test_the_api_starts_while_mlflow_is_away(stack: Stack) -> None:
+    stack.do("stop", "mlflow")
+    stack.do("restart", "api")
+    stack.wait_ready()
+    _, said = ask(stack.url("api", "/health"))
+    assert said["status"] == "degraded" and "out of reach" in said["checks"]["registry"]["detail"]
+
+    # With nothing in its cache it says so, and why, and takes the model when there is one.
+    name = "housing-test-empty"
+    run("docker", "rm", "-f", name, check=False)
+    empty = ("-e", "HOUSING_MODEL_DIR=/tmp/models", "-e", "HOUSING_JOURNAL_DIR=/tmp/journal")
+    stack.do("run", "-d", "--no-deps", "--name", name, *empty, "api")
+    try:
+        inside = (
+            "import urllib.request as u, urllib.error\n"
+            "try: print(u.urlopen('http://127.0.0.1:8000/readyz', timeout=4).read().decode())\n"
+            "except urllib.error.HTTPError as e: print(e.code, e.read().decode())"
+        )
+
+        def readyz() -> str:
+            return run("docker", "exec", name, "python", "-c", inside, check=False).stdout
+
+        said = until("it answers", lambda: readyz().strip(), 30)
+        assert said.startswith("503") and "MLflow" in said, said
+        stack.do("start", "mlflow")
+        until("it takes the model", lambda: '"ready"' in readyz(), 90)
+    finally:
+        run("docker", "rm", "-f", name, check=False)
+    stack.wait_healthy("mlflow")
+    until(
+        "the API is healthy again",
+        lambda: ask(stack.url("api", "/health"))[1]["checks"]["registry"]["state"] == "healthy",
+        30,
+    )
+
+
+def test_a_missing_password_stops_compose_at_once(stack: Stack, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.env"
+    bare.write_text("API_PORT=8000\n")
+    done = stack.do("config", env_file=bare, check=False)
+    assert done.returncode and "make env" in done.stderr, done.stderr
+
+
+def test_a_wrong_password_is_told_and_starts_no_storm(stack: Stack, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.env"
+    text = stack.env_file.read_text()
+    for name in ("MLFLOW_DB_PASSWORD", "PREDICTIONS_DB_PASSWORD"):
+        text = re.sub(rf"^{name}=.*$", f"{name}=wrong", text, flags=re.M)
+    wrong.write_text(text)
+    stack.do("up", "-d", "--no-deps", "api", "mlflow", env_file=wrong)
+    try:
+        for service in ("api", "mlflow"):
+            until(
+                f"{service} names the reason",
+                lambda name=service: "password authentication failed" in stack.logs(name),
+                60,
+            )
+            assert stack.inspect(service)["RestartCount"] <= 2
+        stack.wait_ready()
+        with Load(stack, 100) as load:  # prices are given all the same, and kept
+            pass
+        assert not load.failed
+        _, said = ask(stack.url("api", "/health"))
+        assert "password authentication failed" in said["checks"]["database"]["detail"], said
+        assert "wrong@" not in stack.logs("api") + stack.logs("mlflow")
+    finally:
+        stack.do("up", "-d", "--no-deps", "api", "mlflow")
+    stack.wait_ready()
+    stack.wait_stored()
+    stack.wait_healthy("mlflow")
+
+
+def test_a_port_that_is_taken_is_named(stack: Stack, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        other = tmp_path / "other.env"
+        text = re.sub(r"_PORT=.*$", f"_PORT={free_port()}", stack.env_file.read_text(), flags=re.M)
+        text = re.sub(r"^PROMETHEUS_PORT=.*$", f"PROMETHEUS_PORT={port}", text, flags=re.M)
+        other.write_text(text)
+        given = {"project": "housing-test-port", "env_file": other, "check": False}
+        try:
+            done = stack.do("up", "-d", "--no-deps", "prometheus", **given)  # type: ignore[arg-type]
+            assert done.returncode and f"127.0.0.1:{port}" in done.stdout + done.stderr, done
+        finally:
+            stack.do("down", "-v", **given)  # type: ignore[arg-type]
+
+
+def test_a_full_restart_keeps_model_log_and_experiments(stack: Stack) -> None:
+    stack.wait_stored()
+    rows, names = stack.sql("SELECT count(*) FROM predictions"), experiment(stack)
+    stack.do("stop", "-t", "30")
+    assert stack.inspect("api")["State"]["ExitCode"] == 0, "the API did not end in order"
+    stack.do("down")
+    stack.do("up", "-d")
+    stack.wait_ready(120)
+    stack.wait_healthy(*SERVICES)
+    assert ask(stack.url("api", "/model/info"))[1]["model_version"] == "1"
+    assert stack.sql("SELECT count(*) FROM predictions") == rows
+    assert experiment(stack) == names
+    until("training ended", lambda: stack.state("train") == "exited", 60)
+    assert stack.inspect("train")["State"]["ExitCode"] == 0
+    assert "nothing to do" in stack.logs("train")
+
+
+def test_logs_are_lines_of_json(stack: Stack) -> None:
+    ask(stack.url("api", "/nowhere"))
+    for service in ("api", "monitor"):
+        lines = [json.loads(line) for line in stack.logs(service).splitlines()]
+        assert lines and all({"time", "level", "logger"} <= line.keys() for line in lines)
+    path = {line.get("path") for line in map(json.loads, stack.logs("api").splitlines())}
+    assert "/nowhere" in path
