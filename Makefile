@@ -15,7 +15,10 @@ env   := .venv/.made
 exact := preprocessing inference serving
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test bench lint export readme docs lab lock clean
+# `make up` uses whichever compose there is.
+compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.PHONY: help serve train test bench lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -49,7 +52,7 @@ bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS
 	@python benchmarks/serving.py $(ARGS)
 	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; }
 
-lint: $(env) ## ruff, mypy, and whether the package, the notebooks and README.md are in step
+lint: $(env) ## ruff, mypy, workflows, and whether the package, the notebooks and README.md are in step
 	@ruff check --quiet .
 	@ruff format --check . || { echo "Run \`make export\`, which formats."; exit 1; }
 	@python docs/generate.py --check
