@@ -566,7 +566,7 @@ async def reload(request: Request, service: Serve) -> dict[str, Any]:
     version = service.model.version if service.model else None
     return {"model_version": version, "problem": service.problem}
 
-# %% ../nbs/09_serving.ipynb #8bb7c15a
+# %% ../nbs/09_serving.ipynb #f7be82bf
 monitoring = APIRouter(
     tags=["monitoring"],
     route_class=StrictRoute,
