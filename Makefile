@@ -13,7 +13,7 @@ env   := .venv/.made
 exact := preprocessing inference serving
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test lint export readme docs lab lock clean
+.PHONY: help serve train report test lint export readme docs lab lock clean
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -24,6 +24,9 @@ serve: $(env) ## train if there is no champion yet, then serve the API (PORT) an
 
 train: $(env) ## run the training notebook, e.g. ARGS="-p models '[\"Ridge\"]' -p folds 3"
 	@exec housing-mlops train $(ARGS)
+
+report: $(env) ## write what the prediction log holds as a page under runs/, e.g. ARGS="--window 5000"
+	@exec housing-mlops report $(ARGS)
 
 test: $(env) ## notebooks, their examples against the package, pytest; then coverage
 	@set -e; home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
