@@ -135,7 +135,7 @@ def run_notebook(
             os.environ["HOUSING_HOME"] = before
     return copy
 
-# %% ../nbs/05a_runs.ipynb #016044cf
+# %% ../nbs/05a_runs.ipynb #157113b3
 _ALONE = (
     "{%- extends 'lab/index.html.j2' -%}"
     "{%- block html_head_js_requirejs -%}{%- endblock -%}"
@@ -156,6 +156,7 @@ def as_page(
         extra_loaders=[DictLoader({"alone.html.j2": _ALONE})],
         template_file="alone.html.j2",
         exclude_input=not code,
+        exclude_output_prompt=not code,
     )
     body, _ = exporter.from_filename(str(notebook))
     page = notebook.with_suffix(".html")
