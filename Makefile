@@ -30,6 +30,9 @@ serve: $(env) ## train if there is no champion yet, then serve the API (PORT) an
 train: $(env) ## run the training notebook, e.g. ARGS="-p models '[\"Ridge\"]' -p folds 3"
 	@exec housing-mlops train $(ARGS)
 
+report: $(env) ## write what the prediction log holds as a page under runs/, e.g. ARGS="--window 5000"
+	@exec housing-mlops report $(ARGS)
+
 test: $(env) ## notebooks, their examples against the package, pytest; then coverage
 	@set -e; home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
 	export HOUSING_HOME=$$home MPLBACKEND=agg; \

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'settings', 'schema', 'train', 'models', 'promote', 'rollback', 'JsonLines', 'log_config', 'serve', 'up',
-           'predict', 'drift']
+           'predict', 'drift', 'report']
 
 # %% ../nbs/10_cli.ipynb #8ff24033
 import json
@@ -386,3 +386,19 @@ def drift(
         for f in found.report.features
     ]
     typer.echo(_table(rows))
+
+# %% ../nbs/10_cli.ipynb #a4b14cc5
+@app.command()
+def report(
+    window: Annotated[int, typer.Option(min=1, help="Newest predictions to look at.")] = 2000,
+    version: Annotated[
+        str, typer.Option(help="Model version to report on; default: the champion.")
+    ] = "",
+    out: Annotated[str, typer.Option(help="Folder to write to; default: a new one.")] = "",
+    notebook: Annotated[Path, typer.Option(help="The report notebook.")] = Path("nbs/report.ipynb"),
+) -> None:
+    """Write what the prediction log holds as a page to keep, under runs/."""
+    from housing_mlops import runs
+
+    given = {"window": window, "version": version, "out": out}
+    typer.echo(f"The report: {runs.report(given, read_settings(), notebook)}")
