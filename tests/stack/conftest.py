@@ -8,7 +8,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from running import PROJECT, TAG, Stack, free_port, run
+from running import NOTES, PROJECT, TAG, Stack, free_port, run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("the stack")
+    for note in NOTES:
+        terminalreporter.write_line(note)
 
 
 @pytest.fixture(scope="session")
@@ -41,16 +47,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         this.do("up", "-d", timeout=300)
         this.wait_ready(240)
         ready = time.monotonic()
-        print(
-            f"\nbuilt in {built - begun:.0f} s, ready {ready - built:.0f} s later",
-            file=sys.__stderr__,
-        )
+        NOTES.append(f"built in {built - begun:.0f} s, ready {ready - built:.0f} s later")
         yield this
     finally:
         if os.environ.get("KEEP_STACK"):
-            print(
-                f"kept: {' '.join(this.compose)} -p {PROJECT} --env-file {this.env_file}",
-                file=sys.__stderr__,
-            )
+            NOTES.append(f"kept: {' '.join(this.compose)} -p {PROJECT} --env-file {this.env_file}")
         else:
             this.do("--profile", "observability", "down", "-v", "--remove-orphans", check=False)

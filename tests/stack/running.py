@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 PROJECT = "housing-test"
 TAG = "test"
 GRAFANA = "grafana/grafana:12.1.1"
+NOTES: list[str] = []  # measured on the way, shown at the end
 
 
 def run(
@@ -178,26 +180,26 @@ class Load:
         self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(2)]
 
     def _ask(self) -> None:
-        end, body = time.monotonic() + 60, json.dumps(self.stack.house)
-        connection, done = None, 0
+        end, body, done = time.monotonic() + 60, json.dumps(self.stack.house), 0
+        kind = {"Content-Type": "application/json"}
         while done < self.count and time.monotonic() < end and not self.stopped.is_set():
-            done += 1
-            try:
-                if connection is None:
-                    port = self.stack.ports["api"]
-                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                text = answer.read()
-                if answer.status == 200:
-                    self.ids.append(json.loads(text)["prediction_id"])
-                else:
-                    self._count(str(answer.status))
-            except (OSError, http.client.HTTPException) as error:
-                self._count(type(error).__name__)
-                connection = None
-                time.sleep(0.05)
-            time.sleep(self.pause_s)
+            connection = http.client.HTTPConnection("127.0.0.1", self.stack.ports["api"], timeout=5)
+            with closing(connection):
+                while done < self.count and time.monotonic() < end and not self.stopped.is_set():
+                    done += 1
+                    try:
+                        connection.request("POST", "/predict", body, kind)
+                        answer = connection.getresponse()
+                        text = answer.read()
+                    except (OSError, http.client.HTTPException) as error:
+                        self._count(type(error).__name__)
+                        time.sleep(0.05)
+                        break  # and connect anew
+                    if answer.status == 200:
+                        self.ids.append(json.loads(text)["prediction_id"])
+                    else:
+                        self._count(str(answer.status))
+                    time.sleep(self.pause_s)
 
     def _count(self, reason: str) -> None:
         self.failed[reason] = self.failed.get(reason, 0) + 1

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import GRAFANA, TAG, Load, Stack, ask, free_port, run, until
+from running import GRAFANA, NOTES, TAG, Load, Stack, ask, free_port, run, until
 
 SERVICES = ("db", "mlflow", "api", "monitor", "prometheus")
 
 
 def test_the_image_is_small_enough(stack: Stack) -> None:
     done = run(sys.executable, "deploy/image_size.py", env={"TAG": TAG})
-    print(done.stdout, file=sys.__stderr__)
+    NOTES.extend(done.stdout.splitlines())
 
 
 def test_every_service_is_healthy_and_training_ended_well(stack: Stack) -> None:
