@@ -18,7 +18,7 @@ exact := preprocessing inference serving
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train test bench lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
+.PHONY: help serve train report test bench lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
