@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
 env   := .venv/.made
-exact := preprocessing inference serving
+exact := preprocessing inference guards service routes short_way serving
 
 .DEFAULT_GOAL := help
 # `make up` uses whichever compose there is.

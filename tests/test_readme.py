@@ -7,7 +7,7 @@ from pathlib import Path
 from housing_mlops.data import Table
 from housing_mlops.models import candidates, voting
 from housing_mlops.preprocessing import model_input
-from housing_mlops.serving import Prediction
+from housing_mlops.service import Prediction
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
