@@ -39,6 +39,7 @@ from housing_mlops.history import (
     read_page,
     read_window,
     save_feedback,
+    traffic_over_time,
 )
 from housing_mlops.journal import Journal, Record, encode_record, new_id
 from housing_mlops.prediction_log import PredictionLog
@@ -781,6 +782,45 @@ def test_live_error_is_what_pandas_says(engine: sa.Engine) -> None:
 
 
 # reading
+
+
+def test_traffic_over_time_is_what_pandas_says(engine: sa.Engine) -> None:
+    rng, now = np.random.default_rng(3), time.time_ns() // 1000
+    times = now - (rng.random(400) * 7200e6).astype(int)  # half of them before the hour
+    frame = pd.DataFrame({"at": times, "ms": rng.lognormal(size=400), "price": rng.random(400)})
+    frame["version"] = rng.choice(["1", "2"], 400)
+    rows = frame.itertuples()
+    insert(
+        engine,
+        [
+            encode_record(
+                Record(
+                    new_id(), int(r.at), "m", r.version, r.price, None, None, r.ms, "/", "", HOUSE
+                )
+            )
+            for r in rows
+        ],
+    )
+    for version in (None, "2"):
+        told = traffic_over_time(engine, 60, 12, version)
+        assert len(told) == 12 and told[-1].time <= datetime.now(UTC)
+        assert {b.time - a.time for a, b in itertools.pairwise(told)} == {timedelta(minutes=5)}
+        for one in told:
+            begin = int(one.time.timestamp() * 1e6)
+            inside = frame[(frame["at"] >= begin) & (frame["at"] < begin + 300 * 10**6)]
+            if version:
+                inside = inside[inside["version"] == version]
+            assert one.count == len(inside)
+            if inside.empty:  # the present slice may have just begun
+                assert one.mean_ms is None and one.p95_ms is None
+                continue
+            assert one.mean_ms == pytest.approx(inside["ms"].mean())
+            p95 = inside["ms"].quantile(0.95, interpolation="higher")
+            assert inside["ms"].quantile(0.9, interpolation="lower") <= one.p95_ms <= p95
+            assert one.max_ms == pytest.approx(inside["ms"].max())
+            assert one.mean_price == pytest.approx(inside["price"].mean())
+    assert sum(s.count for s in traffic_over_time(engine, 60, version="none")) == 0
+    assert traffic_over_time(engine, 60, version="none")[0].p95_ms is None
 
 
 def test_pages_show_every_row_once_while_others_arrive(engine: sa.Engine) -> None:
