@@ -32,6 +32,7 @@ from housing_mlops.models import candidates
 from housing_mlops.preprocessing import model_input
 from housing_mlops.registry import install_bundle
 from housing_mlops.schema import load_dataset
+from housing_mlops.service import Asked
 
 BOSTON = load_dataset("boston")
 HOUSE = BOSTON.example
@@ -83,7 +84,7 @@ def both(client: TestClient, body: bytes, headers: dict[str, str]) -> tuple[Any,
     service = client.app.state.service
     quick, priced = service.quick, []
 
-    def watched(asked: list[serving.Asked]) -> list[bytes | None]:
+    def watched(asked: list[Asked]) -> list[bytes | None]:
         answers = quick(asked)
         priced.extend(a for a in answers if a is not None)
         return answers
@@ -182,7 +183,7 @@ def test_many_at_once_are_answered_as_one_by_one(client: TestClient) -> None:
     contents[3], contents[17] = b"{", json.dumps(HOUSE | {"RM": "six"}).encode()
     before = service.log.journal.rows_in
     asked = [
-        serving.Asked(c, b"r%d" % i, time.perf_counter(), None) for i, c in enumerate(contents)
+        Asked(c, b"r%d" % i, time.perf_counter(), None) for i, c in enumerate(contents)
     ]
     together = service.quick(asked)
     assert service.log.journal.rows_in - before == 38
@@ -204,7 +205,7 @@ def test_requests_of_one_turn_are_priced_together(client: TestClient) -> None:
     service, sizes = client.app.state.service, []
     quick = service.quick
 
-    def counting(asked: list[serving.Asked]) -> list[bytes | None]:
+    def counting(asked: list[Asked]) -> list[bytes | None]:
         sizes.append(len(asked))
         return quick(asked)
 
@@ -236,7 +237,7 @@ def test_requests_of_one_turn_are_priced_together(client: TestClient) -> None:
 def test_a_failing_short_way_leaves_the_ordinary_one(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(asked: list[serving.Asked]) -> list[bytes | None]:
+    def fails(asked: list[Asked]) -> list[bytes | None]:
         raise RuntimeError("made up")
 
     monkeypatch.setattr(client.app.state.service, "quick", fails)
