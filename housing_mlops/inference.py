@@ -61,7 +61,7 @@ def row_of(
     """The values of a house in the order of the columns."""
     return list(house.__dict__.values())
 
-# %% ../nbs/06_inference.ipynb #a0b080ad
+# %% ../nbs/06_inference.ipynb #c2b71531
 SAMPLE = 64  # rows of the reference that a freshly opened model has to price as recorded
 CHUNK = 128  # rows that are priced at once: what lies between two nodes stays in the cache
 

@@ -182,9 +182,7 @@ def test_many_at_once_are_answered_as_one_by_one(client: TestClient) -> None:
     contents = [json.dumps(HOUSE | {"RM": 4 + rng.random()}).encode() for _ in range(40)]
     contents[3], contents[17] = b"{", json.dumps(HOUSE | {"RM": "six"}).encode()
     before = service.log.journal.rows_in
-    asked = [
-        Asked(c, b"r%d" % i, time.perf_counter(), None) for i, c in enumerate(contents)
-    ]
+    asked = [Asked(c, b"r%d" % i, time.perf_counter(), None) for i, c in enumerate(contents)]
     together = service.quick(asked)
     assert service.log.journal.rows_in - before == 38
     assert [i for i, a in enumerate(together) if a is None] == [3, 17]
