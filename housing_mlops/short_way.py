@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'access', 'quick_path', 'access_log_aside', 'HousingAPI']
 
-# %% ../nbs/08e_short_way.ipynb #1acf337a
+# %% ../nbs/08e_short_way.ipynb #d070861d
 import asyncio
 import json
 import logging
