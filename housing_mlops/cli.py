@@ -356,10 +356,10 @@ def drift(
     """Tell whether the houses asked about have changed, or how far that telling can be trusted."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from housing_mlops.drift import simulate_all, simulation_table
     from housing_mlops.history import migrate
     from housing_mlops.monitoring import drift_reference, judge_log
     from housing_mlops.prediction_log import open_log
+    from housing_mlops.simulation import simulate_all, simulation_table
 
     model, now = _champion(), read_settings()
     if simulate:

@@ -8,23 +8,15 @@ import pytest
 from scipy import stats
 
 from housing_mlops import drift
-from housing_mlops.drift import (
-    DriftError,
-    DriftMonitor,
-    Reference,
-    Rows,
-    SimulationResult,
+from housing_mlops.drift import DriftError, DriftMonitor, Reference, Rows, check, judge
+from housing_mlops.simulation import SimulationResult, simulate, simulate_all, simulation_table
+from housing_mlops.two_sample import (
     benjamini_hochberg,
-    check,
     chi_square,
     chi_square_p,
-    judge,
     kolmogorov_p,
     ks_statistic,
     share_p,
-    simulate,
-    simulate_all,
-    simulation_table,
     stability_index,
 )
 
