@@ -146,6 +146,20 @@ def test_the_api_is_killed_under_load(stack: Stack) -> None:
     stack.wait_stored()
 
 
+def test_the_api_is_killed_while_the_database_is_away(stack: Stack) -> None:
+    before = stack.inspect("api")["RestartCount"]
+    stack.do("stop", "db")
+    with Load(stack, 300, 0.01) as load:
+        pass
+    assert not load.failed  # what was accepted now stands in the journal and nowhere else
+    stack.kill("api")
+    until("the API is back", lambda: stack.inspect("api")["RestartCount"] > before, 30)
+    stack.wait_ready()
+    stack.do("start", "db")
+    stack.wait_healthy("db")
+    stack.wait_stored()
+
+
 @pytest.mark.parametrize("service", ["mlflow", "monitor", "prometheus"])
 def test_a_service_that_is_killed_comes_back(stack: Stack, service: str) -> None:
     before = stack.inspect(service)["RestartCount"]
