@@ -35,7 +35,7 @@ def find_home(
             return folder
     return start
 
-# %% ../nbs/00_config.ipynb #5e665dd0
+# %% ../nbs/00_config.ipynb #e4a11a1c
 class Settings(BaseSettings):
     """Every setting of the system; each is read from `HOUSING_<NAME>` or from `.env`."""
 
@@ -96,7 +96,10 @@ class Settings(BaseSettings):
     # prediction log
     log: Literal["on", "off"] = Field("on", description="Whether every prediction is kept.")
     database_url: str = Field(
-        "sqlite:///predictions.db", description="Database of the prediction log.", repr=False
+        "sqlite:///predictions.db",
+        pattern=r"^(sqlite|postgresql)(\+\w+)?://",
+        description="Database of the prediction log.",
+        repr=False,
     )
     database_timeout_s: float = Field(15, ge=1, description="Time one database call may take.")
     journal_dir: Path = Field(Path("journal"), description="Folder of the workers' journals.")

@@ -6,7 +6,7 @@
 __all__ = ['log', 'LogState', 'PredictionLog', 'open_log', 'CursorError', 'FeedbackConflict', 'LogUnavailable',
            'UnknownPrediction']
 
-# %% ../nbs/07_prediction_log.ipynb #69f5dbde
+# %% ../nbs/07_prediction_log.ipynb #ae935d32
 import json
 import logging
 import threading
@@ -14,35 +14,27 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
-
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Literal, Self
 
 from .config import Settings
-from housing_mlops.history import (
+from housing_mlops.journal import (
+    Backlog,
+    Batch,
     CursorError,
     FeedbackConflict,
-    LiveError,
+    Journal,
     LogUnavailable,
-    Page,
-    Slice,
+    Owner,
     UnknownPrediction,
-    Window,
-    connect,
-    delete_old,
-    insert_all,
-    live_error,
-    migrate,
-    read_page,
-    read_window,
-    reason,
-    save_feedback,
-    traffic_over_time,
 )
-from .journal import Backlog, Batch, Journal, Owner
 from .schema import Dataset
 
-# %% ../nbs/07_prediction_log.ipynb #7004222e
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from housing_mlops.history import LiveError, Page, Slice, Window
+
+# %% ../nbs/07_prediction_log.ipynb #796181e2
 log = logging.getLogger(__name__)
 
 # Errors of the history that a caller of the log meets too, to be had from here as well.
@@ -80,7 +72,9 @@ class PredictionLog:
         interval_s: float = 0.05,  # between two batches
         housekeeping_s: float = 5,  # between two looks for dead processes and old rows
     ):
-        self.engine = connect(url, timeout_s)
+        self.url, self.timeout_s = url, timeout_s
+        self._engine: sa.Engine | None = None
+        self._opening = threading.Lock()
         self.journal = Journal(folder, max_bytes)
         self.retention = (retention_days, retention_rows)
         self.interval_s, self.housekeeping_s = interval_s, housekeeping_s
@@ -91,6 +85,16 @@ class PredictionLog:
         self._stop_at: float | None = None
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+
+    @property
+    def engine(self) -> "sa.Engine":
+        """The database, opened when it is first asked; raises `ConfigError` for a URL that is none."""
+        from housing_mlops import history
+
+        with self._opening:
+            if self._engine is None:
+                self._engine = history.connect(self.url, self.timeout_s)
+            return self._engine
 
     def start(
         self,
@@ -153,11 +157,13 @@ class PredictionLog:
         wait_s: float = 1,  # how long a prediction may be on its way from a journal
     ) -> Literal["stored", "unchanged", "replaced"]:
         """As `save_feedback`, also for a prediction that is still on its way to the database."""
+        from housing_mlops import history
+
         goal, end = self.journal.bytes_in, time.monotonic() + wait_s
         self._wake.set()
         while True:
             try:
-                return save_feedback(self.engine, prediction_id, price, at, replace)
+                return history.save_feedback(self.engine, prediction_id, price, at, replace)
             except UnknownPrediction:
                 if time.monotonic() >= end:
                     if self.error or self.journal.bytes_out < goal:
@@ -172,9 +178,11 @@ class PredictionLog:
         before: str | None = None,  # the cursor of an earlier page
         limit: int = 100,  # most rows
         version: str | None = None,  # only this model version
-    ) -> Page:
+    ) -> "Page":
         """As `read_page`."""
-        return read_page(self.engine, before, limit, version)
+        from housing_mlops import history
+
+        return history.read_page(self.engine, before, limit, version)
 
     def window(
         self,
@@ -182,26 +190,34 @@ class PredictionLog:
         n: int | None = 1000,  # most rows, the newest; None: all
         since: datetime | None = None,  # only predictions made from then on
         version: str | None = None,  # only this model version
-    ) -> Window:
+    ) -> "Window":
         """As `read_window`."""
-        return read_window(self.engine, dataset, n, since, version)
+        from housing_mlops import history
+
+        return history.read_window(self.engine, dataset, n, since, version)
 
     def traffic(
         self, minutes: int = 60, slices: int = 60, version: str | None = None
-    ) -> list[Slice]:
+    ) -> "list[Slice]":
         """As `traffic_over_time`."""
-        return traffic_over_time(self.engine, minutes, slices, version)
+        from housing_mlops import history
+
+        return history.traffic_over_time(self.engine, minutes, slices, version)
 
     def live_error(
         self,
         n: int | None = None,  # only the newest n predictions with a price paid, of each version
         since: datetime | None = None,  # only predictions made from then on
         version: str | None = None,  # only this model version
-    ) -> list[LiveError]:
+    ) -> "list[LiveError]":
         """As the function `live_error`."""
-        return live_error(self.engine, n, since, version)
+        from housing_mlops import history
+
+        return history.live_error(self.engine, n, since, version)
 
     def _run(self) -> None:
+        from housing_mlops import history
+
         pause = self.interval_s
         while True:
             more = False
@@ -210,7 +226,7 @@ class PredictionLog:
                 more = self._round()
                 self.error, pause = self._noted("", self.error), self.interval_s
             except Exception as error:  # whatever it is, the next round may do better
-                self.error, self._file = self._noted(reason(error), self.error), None
+                self.error, self._file = self._noted(history.reason(error), self.error), None
                 pause = min(max(2 * pause, 0.1), 5 if self._stop_at is None else 0.2)
             self._begun = 0.0
             self._rounds += 1
@@ -243,17 +259,21 @@ class PredictionLog:
 
     def _connect(self) -> None:
         """Migrate when the database is new to this process, or another file than a moment ago."""
+        from housing_mlops import history
+
         if self._file is None or self._file != _file_of(self.engine):
             self.engine.dispose()
-            migrate(self.engine)
+            history.migrate(self.engine)
             self._file = _file_of(self.engine)
 
     def _store(self, owner: Owner, batch: Batch) -> None:
+        from housing_mlops import history
+
         records = [_eleven(r) for r in batch.records]
         whole = [r for r in records if r.count(b"\t") == 10]
         bad = [(r, "not eleven fields") for r in records if r.count(b"\t") != 10]
         bad += [(line, "damaged: the checksum is wrong") for line in batch.damaged]
-        new, refused = insert_all(self.engine, whole) if whole else (0, [])
+        new, refused = history.insert_all(self.engine, whole) if whole else (0, [])
         if self._file != _file_of(self.engine):
             raise OSError("the database's file was replaced")
         self._quarantine(bad + refused)
@@ -277,6 +297,8 @@ class PredictionLog:
 
     def _clean(self) -> None:
         """See that the database answers, adopt what dead processes left, delete what is too old."""
+        from housing_mlops import history
+
         with self.engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
         try:
@@ -289,7 +311,9 @@ class PredictionLog:
         self._clean_at = now + self.housekeeping_s
         if any(self.retention) and now >= self._delete_at:
             self._delete_at = now + 12 * self.housekeeping_s
-            if delete_old(self.engine, *self.retention):  # one batch, then new records first
+            if history.delete_old(
+                self.engine, *self.retention
+            ):  # one batch, then new records first
                 self._clean_at = self._delete_at = now
 
 
@@ -301,7 +325,7 @@ def _eleven(record: bytes) -> bytes:
     return record
 
 
-def _file_of(engine: sa.Engine) -> tuple[int, int]:
+def _file_of(engine: "sa.Engine") -> tuple[int, int]:
     """What tells SQLite's file from another of the same name; raises `OSError` when it is gone."""
     if engine.dialect.name != "sqlite":
         return (0, 0)

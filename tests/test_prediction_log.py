@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from housing_mlops import history
-from housing_mlops import prediction_log as module
+from housing_mlops import history, prediction_log
+from housing_mlops import history as module
 from housing_mlops.config import HousingError
 from housing_mlops.history import (
     FeedbackConflict,
@@ -172,7 +172,7 @@ def test_values_arrive_as_they_were(engine: sa.Engine) -> None:
     house = '{"RM": 6.5,\t"name": "Tür \\u00e9 \\"\\\\\\n' + "'%s%(x)s?:a" + '"}'
     line = record("1.0", low=None, high=None, request_id="r\\1", price=24.123456789, time_us=5)
     line = line.rpartition(b"\t")[0] + b"\t" + house.encode()
-    assert insert(engine, [module._eleven(line)]) == 1
+    assert insert(engine, [prediction_log._eleven(line)]) == 1
     (row,) = read_page(engine).rows
     assert (row.price, row.low, row.high, row.actual) == (24.123456789, None, None, None)
     assert row.time == datetime(1970, 1, 1, 0, 0, 0, 5, tzinfo=UTC)
