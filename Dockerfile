@@ -1,4 +1,4 @@
-# Two images of one package: `api` serves prices, `train` learns them and runs MLflow.
+# Two images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow.
 #   docker build --target api -t housing-mlops-api .
 # Nothing here needs BuildKit. Everything that is installed is checked against a hash of requirements/*.lock.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -40,6 +40,7 @@ RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/
 COPY --from=package /wheels /tmp/wheels
 RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps --no-index /tmp/wheels/*.whl
 COPY nbs nbs
+COPY deploy/monitor.py ./
 USER housing
 VOLUME /data
 ENV MPLCONFIGDIR=/tmp/matplotlib
@@ -58,7 +59,6 @@ FROM base AS api
 COPY --from=api-requirements /opt/venv /opt/venv
 COPY --from=package /wheels /tmp/wheels
 RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps --no-index /tmp/wheels/*.whl
-COPY deploy/monitor.py ./
 USER housing
 VOLUME /data
 ENV HOUSING_HOST=0.0.0.0 HOUSING_PORT=8000

@@ -19,7 +19,7 @@ from pathlib import Path
 INTERVAL = float(os.environ.get("MONITOR_INTERVAL_S") or 3600)
 RETRY = 30.0  # seconds until a round that failed is tried again
 PULSE = Path(os.environ.get("MONITOR_PULSE", "/tmp/monitor.pulse"))  # touched after every round
-CHECKS = ("drift", "report")  # commands of `housing-mlops`
+REPORT = os.environ.get("MONITOR_REPORT", "/app/nbs/report.ipynb")  # the notebook behind the report
 
 
 def say(level: str, check: str, message: str) -> None:
@@ -29,24 +29,27 @@ def say(level: str, check: str, message: str) -> None:
     print(json.dumps(line), flush=True)
 
 
-def known() -> list[str]:
-    """Those of the checks that this version of the package has."""
-    done = subprocess.run(["housing-mlops", "--help"], capture_output=True, text=True, check=False)
-    return [name for name in CHECKS if f" {name} " in done.stdout]
+def command(check: str) -> list[str]:
+    """What runs the check; of the reports, the last of each day is kept."""
+    day = f"reports/{datetime.now(UTC):%Y-%m-%d}"
+    more = {"drift": [], "report": ["--notebook", REPORT, "--out", day]}
+    return ["housing-mlops", check, *more[check]]
 
 
 def run(check: str) -> bool:
     """Whether the check could be made; its result is printed."""
-    command = ["housing-mlops", check]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command(check), capture_output=True, text=True, timeout=600, check=False
+        )
     except subprocess.TimeoutExpired:
         say("warning", check, "did not end within 600 s")
         return False
     said = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
     found = done.returncode == 0
     alarm = check == "drift" and found and said.startswith("drift")
-    first = said.splitlines()[0] if said else f"exit {done.returncode}"
+    lines = said.splitlines() or [f"exit {done.returncode}"]
+    first = lines[0] if check == "drift" or not found else lines[-1]
     say("info" if found and not alarm else "warning", check, first)
     return found
 
@@ -56,10 +59,9 @@ def main() -> None:
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
-    checks = known()
-    say("info", "start", f"{', '.join(checks)} every {INTERVAL:g} s")
+    say("info", "start", f"drift and report every {INTERVAL:g} s")
     while not done.is_set():
-        fine = all([run(check) for check in checks])
+        fine = run("drift") and run("report")
         PULSE.touch()
         done.wait(INTERVAL if fine else min(RETRY, INTERVAL))
 

@@ -275,6 +275,17 @@ def test_a_full_restart_keeps_model_log_and_experiments(stack: Stack) -> None:
     assert "nothing to do" in stack.logs("train")
 
 
+def test_the_monitor_judges_drift_and_writes_the_report(stack: Stack) -> None:
+    def told() -> dict[str, str]:
+        lines = map(json.loads, stack.logs("monitor").splitlines())
+        return {line["check"]: line["level"] for line in lines}
+
+    until("both are told", lambda: told().keys() >= {"drift", "report"}, 120)
+    assert told()["report"] == "info", stack.logs("monitor")
+    kept = stack.do("exec", "-T", "monitor", "find", "/data/reports", "-name", "*.html").stdout
+    assert kept.strip()
+
+
 def test_logs_are_lines_of_json(stack: Stack) -> None:
     ask(stack.url("api", "/nowhere"))
     for service in ("api", "monitor"):
