@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'app', 'install_routes', 'follow', 'reload', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #bb151e03
+# %% ../nbs/09_serving.ipynb #5af83b4a
 import asyncio
 import gc
 import json
@@ -32,7 +32,6 @@ from housing_mlops.monitoring import (
     save_traffic,
 )
 from housing_mlops.prediction_log import (
-    CursorError,
     FeedbackConflict,
     LogUnavailable,
     UnknownPrediction,
@@ -96,14 +95,13 @@ async def reload(request: Request, service: Serve) -> dict[str, Any]:
     version = service.model.version if service.model else None
     return {"model_version": version, "problem": service.problem}
 
-# %% ../nbs/09_serving.ipynb #786fb9d8
+# %% ../nbs/09_serving.ipynb #cf1c9e7e
 _STATUS: dict[type[HousingError], tuple[int, str]] = {
     NoModel: (503, "no_model"),
     JournalError: (503, "journal"),
     LogUnavailable: (503, "database"),
     UnknownPrediction: (404, "unknown_prediction"),
     FeedbackConflict: (409, "conflict"),
-    CursorError: (422, "invalid"),
 }
 
 
@@ -113,9 +111,6 @@ async def _failed(request: Request, error: Exception) -> Response:
     )
     service_of(request).traffic.error(reason)
     headers = {"Retry-After": "5"} if status == 503 else {}
-    if status == 422:
-        said: Any = [{"loc": ["query"], "msg": str(error), "type": "value_error"}]
-        return JSONResponse({"detail": said}, status)
     return JSONResponse({"detail": str(error)}, status, headers)
 
 

@@ -340,8 +340,11 @@ def server(home: Path, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], in
             time.sleep(0.05)
         yield process, port
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # an end like any other, so that coverage is told of it
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
 
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
