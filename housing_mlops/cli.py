@@ -23,7 +23,7 @@ import typer
 
 from .config import HousingError, Settings, read_settings
 
-# %% ../nbs/10_cli.ipynb #1cd547f0
+# %% ../nbs/10_cli.ipynb #042a481f
 class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error that the user can put right becomes one sentence."""
@@ -39,6 +39,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, the same in a terminal, a pipe and a notebook
     help="Price houses: train a model, serve it, watch it.",
     epilog="Every setting is an environment variable; `housing-mlops settings` lists them.",
 )
@@ -114,12 +115,12 @@ def schema(
     )
     typer.echo(_table(dictionary(declared)))
 
-# %% ../nbs/10_cli.ipynb #6d4e6918
+# %% ../nbs/10_cli.ipynb #bcbd4f9c
 @app.command()
 def train(
     value: Annotated[
         list[str] | None,
-        typer.Argument(metavar="", hidden=True, help="The values, one behind each -p NAME."),
+        typer.Argument(metavar="VALUE", hidden=True, help="The values, one behind each -p NAME."),
     ] = None,
     parameter: Annotated[
         list[str] | None,
@@ -343,7 +344,7 @@ def predict(
         )
     )
 
-# %% ../nbs/10_cli.ipynb #a5222bc9
+# %% ../nbs/10_cli.ipynb #c4554ffb
 @app.command()
 def drift(
     simulate: Annotated[
