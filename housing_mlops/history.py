@@ -365,7 +365,7 @@ def live_error(
         found = connection.execute(query).all()
     return [LiveError(r[0], r[1], r[2], r[3], math.sqrt(r[4]), r[5], r[6]) for r in found]
 
-# %% ../nbs/06b_history.ipynb #8b5ea674
+# %% ../nbs/06b_history.ipynb #6a114550
 @dataclass(frozen=True)
 class Window:
     """Predictions as arrays, oldest first."""
@@ -382,7 +382,11 @@ class Window:
 
 
 def _number(value: object) -> float:
-    return float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
+    return (
+        float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else math.nan
+    )
 
 
 def read_window(

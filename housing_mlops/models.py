@@ -30,8 +30,8 @@ from .config import HousingError
 from .preprocessing import pipeline
 from .schema import Dataset
 
-# %% ../nbs/03a_models.ipynb #cfbe1e4d
-class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+# %% ../nbs/03a_models.ipynb #f9593161
+class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc] # untyped bases
     """A Gaussian process regression: Matérn 3/2, a length scale a feature, noise learnt."""
 
     def __init__(

@@ -241,7 +241,7 @@ def gather_log(
         **{n: sum(getattr(state, n) for state, _ in states) for n in ever},
     )
 
-# %% ../nbs/08_monitoring.ipynb #4a7e4aec
+# %% ../nbs/08_monitoring.ipynb #2a4ac4dc
 def drift_reference(
     dataset: Dataset,  # the declaration
     known: Reference,  # as from `read_reference`
@@ -266,7 +266,7 @@ def judge_log(
     paid = ~np.isnan(window.actual)
     live = Rows(
         numbers=window.numbers.astype(np.float32).astype(np.float64),
-        texts=np.where(window.categories == None, "", window.categories).astype(np.str_),  # noqa: E711
+        texts=np.where(window.categories == None, "", window.categories).astype(np.str_),  # noqa: E711 - elementwise
         predictions=window.prices,
         residuals=(window.actual - window.prices)[paid],
     )
@@ -507,7 +507,7 @@ def _gauge(
             family.add_metric(key, value)
     return family
 
-# %% ../nbs/08_monitoring.ipynb #4d9db767
+# %% ../nbs/08_monitoring.ipynb #bd6d81ef
 class _Now(Collector):
     def __init__(self, numbers: Numbers) -> None:
         self.numbers = numbers
