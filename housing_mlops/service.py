@@ -6,7 +6,7 @@
 __all__ = ['log', 'Serve', 'Key', 'Margin', 'Prediction', 'Refused', 'Batch', 'Feedback', 'Problem', 'Asked', 'NoModel',
            'Service', 'service_of', 'client', 'administrator']
 
-# %% ../nbs/08c_service.ipynb #02209499
+# %% ../nbs/08c_service.ipynb #16452954
 import asyncio
 import logging
 import os
@@ -106,14 +106,13 @@ class Problem(BaseModel):
 
     detail: str
 
-# %% ../nbs/08c_service.ipynb #e9b1ce76
+# %% ../nbs/08c_service.ipynb #337381ec
 class Asked(NamedTuple):
-    """A request that took the short way, and where its answer goes."""
+    """A request that takes the short way."""
 
     body: bytes
     request_id: bytes  # empty for none
     start: float  # when its body had arrived, by `time.perf_counter`
-    answer: "asyncio.Future[bytes | None]"  # None sends it to the ordinary route
 
 
 class NoModel(HousingError):
@@ -136,7 +135,8 @@ class Service:
         self.log: PredictionLog | None = None
         self.judgement: Judgement | None = None
         self.quick: Callable[[list[Asked]], list[bytes | None]] | None = None
-        self.asked: list[Asked] = []  # to be priced in this turn of the event loop
+        # to be priced in this turn of the event loop, each with what is to be done with its answer
+        self.asked: list[tuple[Asked, Callable[[bytes | None], object]]] = []
         self.keys = bool(settings.api_keys.get_secret_value())
         self.limiter = RateLimit(settings) if settings.rate_limit else None
         self.in_progress = 0

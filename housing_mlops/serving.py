@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'app', 'install_routes', 'follow', 'reload', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #5af83b4a
+# %% ../nbs/09_serving.ipynb #3f1c5f22
 import asyncio
 import gc
 import json
@@ -130,7 +130,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     service_of(request).traffic.error(reasons.get(error.status_code, "http"))
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-# %% ../nbs/09_serving.ipynb #53ba17cc
+# %% ../nbs/09_serving.ipynb #7ca3d22a
 async def _every(seconds: float, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
@@ -195,13 +195,13 @@ def _steady() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Service]]:
     service: Service = app.state.service
     service.open_log()
     await follow(app)
     tasks = _background(app)
     with access_log_aside(), _steady():
-        yield
+        yield {"service": service}  # the state of the lifespan: `HousingProtocol` looks there
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
