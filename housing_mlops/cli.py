@@ -200,7 +200,7 @@ def rollback() -> None:
 
     typer.echo(f"Version {roll_back(read_settings())} is the champion again.")
 
-# %% ../nbs/10_cli.ipynb #b4b35c00
+# %% ../nbs/10_cli.ipynb #f455345d
 class JsonLines(logging.Formatter):
     """A log record as one JSON object."""
 
@@ -262,6 +262,7 @@ def serve(
             host=host,
             port=port,
             workers=workers,
+            http="housing_mlops.protocol:HousingProtocol",
             log_config=log_config(),
             access_log=False,
             server_header=False,

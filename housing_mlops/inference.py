@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SAMPLE', 'CHUNK', 'open_session', 'to_tensors', 'row_of', 'Model']
 
-# %% ../nbs/06_inference.ipynb #61957b78
+# %% ../nbs/06_inference.ipynb #41800f03
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,7 +62,7 @@ def row_of(
     """The values of a house in the order of the columns."""
     return list(house.__dict__.values())
 
-# %% ../nbs/06_inference.ipynb #c2b71531
+# %% ../nbs/06_inference.ipynb #844aeff0
 SAMPLE = 64  # rows of the reference that a freshly opened model has to price as recorded
 CHUNK = 128  # rows that are priced at once: what lies between two nodes stays in the cache
 
@@ -80,7 +81,7 @@ class Model:
         self.reference = reference
         self.version = version
         self.dataset = info.dataset
-        self._run = session.run
+        self._run = partial(session.run, [output.name for output in session.get_outputs()])
 
     @classmethod
     def open(
@@ -116,12 +117,12 @@ class Model:
         """The prices, [rows], in the target's unit."""
         rows = max(map(len, tensors.values()))
         if rows <= CHUNK:
-            [prices] = self._run(None, tensors)
+            [prices] = self._run(tensors)
         else:
             parts = [
                 {k: v[i : i + CHUNK] for k, v in tensors.items()} for i in range(0, rows, CHUNK)
             ]
-            prices = np.concatenate([self._run(None, part)[0] for part in parts])
+            prices = np.concatenate([self._run(part)[0] for part in parts])
         flat: NDArray[np.float64] = prices.reshape(-1).astype(np.float64)
         return flat
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from housing_mlops.history import LiveError, Page, Slice, Window
 
-# %% ../nbs/07_prediction_log.ipynb #796181e2
+# %% ../nbs/07_prediction_log.ipynb #2ca3d8bc
 log = logging.getLogger(__name__)
 
 # Errors of the history that a caller of the log meets too, to be had from here as well.
@@ -269,6 +269,7 @@ class PredictionLog:
     def _store(self, owner: Owner, batch: Batch) -> None:
         from housing_mlops import history
 
+        history.give_way()
         records = [_eleven(r) for r in batch.records]
         whole = [r for r in records if r.count(b"\t") == 10]
         bad = [(r, "not eleven fields") for r in records if r.count(b"\t") != 10]

@@ -99,7 +99,7 @@ def field_type(
         kind = Annotated[float, limits]
     return Annotated[kind | None if feature.nullable else kind, Field(**about)]
 
-# %% ../nbs/01_schema.ipynb #7d75d5ff
+# %% ../nbs/01_schema.ipynb #75aa630e
 class Dataset(Declared):
     """A table of houses: its target, its features and its source."""
 
@@ -140,7 +140,7 @@ class Dataset(Declared):
         """The names of the used features, in the order of every array."""
         return [f.name for f in self.used]
 
-    @property
+    @cached_property
     def n_numbers(self) -> int:
         """How many of the columns are numeric; they come first."""
         return sum(not f.is_category for f in self.used)

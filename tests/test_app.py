@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,36 +115,39 @@ def test_a_background_task_that_fails_is_tried_again(caplog: pytest.LogCaptureFi
 
 
 @pytest.fixture
-def asked(table: Table) -> tuple[list[Asked], asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
+def asked(table: Table) -> list[Asked]:
     body = table.dataset.request_model.model_validate(table.dataset.example)
     text = body.model_dump_json(by_alias=True).encode()
-    return [Asked(text, b"", time.perf_counter(), loop.create_future()) for _ in range(2)], loop
+    return [Asked(text, b"", time.perf_counter()) for _ in range(2)]
 
 
 def test_the_short_way_leaves_what_it_cannot_answer(
-    bundles: dict[str, Path], tmp_path: Path, asked: tuple, monkeypatch: pytest.MonkeyPatch
+    bundles: dict[str, Path], tmp_path: Path, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests, loop = asked
     service = Service(Settings(home=tmp_path))
     service.open_log()
     model = Model.open(bundles["Ridge"], "1")
-    assert None not in short_way.quick_path(service, model)(requests)
+    assert None not in short_way.quick_path(service, model)(asked)
 
     def full(records: list[bytes]) -> None:
         raise JournalError("the disk is full")
 
     with monkeypatch.context() as patch:
         patch.setattr(service.log.journal, "append_many", full)
-        assert short_way.quick_path(service, model)(requests) == [None, None]
+        assert short_way.quick_path(service, model)(asked) == [None, None]
     with monkeypatch.context() as patch:
         patch.setattr(model, "price_rows", lambda rows: np.array([np.nan, 20.0]))
-        first, second = short_way.quick_path(service, model)(requests)
+        first, second = short_way.quick_path(service, model)(asked)
         assert first is None and second is not None
-    service.asked = list(requests)
-    requests[0].answer.cancel()
+    loop = asyncio.new_event_loop()
+    gone, waiting = loop.create_future(), loop.create_future()
+    gone.cancel()
+    service.asked = [
+        (one, partial(short_way._settle, future))
+        for one, future in zip(asked, (gone, waiting), strict=True)
+    ]
     short_way._price_asked(service)  # its model is gone, and one client is
-    assert requests[1].answer.result() is None and service.asked == []
+    assert waiting.result() is None and service.asked == []
     service.log.close()
     service.pool.shutdown()
     loop.close()

@@ -182,7 +182,7 @@ def test_many_at_once_are_answered_as_one_by_one(client: TestClient) -> None:
     contents = [json.dumps(HOUSE | {"RM": 4 + rng.random()}).encode() for _ in range(40)]
     contents[3], contents[17] = b"{", json.dumps(HOUSE | {"RM": "six"}).encode()
     before = service.log.journal.rows_in
-    asked = [Asked(c, b"r%d" % i, time.perf_counter(), None) for i, c in enumerate(contents)]
+    asked = [Asked(c, b"r%d" % i, time.perf_counter()) for i, c in enumerate(contents)]
     together = service.quick(asked)
     assert service.log.journal.rows_in - before == 38
     assert [i for i, a in enumerate(together) if a is None] == [3, 17]
@@ -304,8 +304,12 @@ def test_browsers_of_other_origins_are_not_let_in_unless_configured(home: Path) 
     origin = {"Origin": "https://elsewhere.example"}
     for allowed, header in (("", None), (origin["Origin"], origin["Origin"])):
         with TestClient(serving.create_app(Settings(home=home, cors_origins=allowed))) as api:
-            answer = api.get("/readyz", headers=origin)
-            assert answer.headers.get("access-control-allow-origin") == header
+            for answer in (
+                api.get("/readyz", headers=origin),
+                api.post("/predict", json=HOUSE, headers=origin),
+            ):
+                assert answer.status_code == 200
+                assert answer.headers.get("access-control-allow-origin") == header
 
 
 def test_the_access_log_is_written_aside(home: Path, caplog: pytest.LogCaptureFixture) -> None:
