@@ -42,8 +42,10 @@ REACH = [
     ("throughput / (a) the usual way", 100, 250),
     ("p99 / (f)'s p99", 1.0, 0.5),
 ]
-UVICORN = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
-COLOURS = {"e": "#999999", "f": "#ddaa33", "a": "#cc6677", "this": "#4477aa"}
+QUIET = ["-m", "uvicorn", "--loop", "uvloop", "--no-access-log", "--log-level", "warning"]
+UVICORN = [*QUIET, "--http", "httptools"]
+API = "housing_mlops.serving:app"
+COLOURS = {"e": "#999999", "f": "#ddaa33", "a": "#cc6677", "asgi": "#88bbdd", "this": "#4477aa"}
 
 
 @dataclass
@@ -130,7 +132,7 @@ def check_answers(server: Server, rows: list[dict[str, float | None]], wanted: n
 
 
 def check_log(home: Path, accepted: int, rows: list[Any], wanted: np.ndarray) -> dict[str, int]:
-    """Whether every answer under load was kept, once, with the right price."""
+    """Whether every answer of "this" was kept, once, with the right price."""
     price = {json.dumps(row): float(p) for row, p in zip(rows, wanted, strict=True)}
     with closing(sqlite3.connect(home / "predictions.db")) as database:
         count, unique = database.execute(
@@ -217,13 +219,13 @@ def plot(
     counts = sorted({c for _, c in medians})
     shown = [s for s in servers if s.name != "a"]
     for i, server in enumerate(shown):
-        at = np.arange(len(counts)) + (i - 1) * 0.27
+        at = np.arange(len(counts)) + (i - 1.5) * 0.2
         values = [medians[server.name, c] for c in counts]
         bars = left.bar(
-            at, [v["per_s"] for v in values], 0.26, color=COLOURS[server.name], label=server.about
+            at, [v["per_s"] for v in values], 0.19, color=COLOURS[server.name], label=server.about
         )
         left.bar_label(bars, fmt="{:,.0f}", fontsize=7)
-        right.bar(at, [v["p99_ms"] for v in values], 0.26, color=COLOURS[server.name])
+        right.bar(at, [v["p99_ms"] for v in values], 0.19, color=COLOURS[server.name])
         right.scatter(at, [v["p50_ms"] for v in values], color="black", s=12, zorder=3)
     for axis, label in (
         (left, "requests a second, one core"),
@@ -242,7 +244,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="of each run of wrk")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--quick", action="store_true", help="three rounds of one second: 40 s")
+    parser.add_argument("--quick", action="store_true", help="three rounds of one second: a minute")
     parser.add_argument("--bundle", type=Path, help="another bundle than the default champion")
     parser.add_argument(
         "--members", default="GaussianProcess,GradientBoosting", help="of the champion"
@@ -259,7 +261,8 @@ def main() -> None:
     prices = np.array([model.price_one([row[c] for c in BOSTON.columns]) for row in rows])
     forest = joblib.load(out / "models" / "naive.joblib")
     numbers = np.array([[row[c] for c in BOSTON.columns] for row in rows], dtype=float)
-    wanted = {"e": np.full(len(rows), 24.0), "f": np.full(len(rows), 24.0), "this": prices}
+    constant = np.full(len(rows), 24.0)
+    wanted = {"e": constant, "f": constant, "asgi": prices, "this": prices}
     naive_env = {
         "NAIVE_MODEL": str(out / "models" / "naive.joblib"),
         "NAIVE_COLUMNS": ",".join(BOSTON.columns),
@@ -271,18 +274,22 @@ def main() -> None:
         home = Path(name)
         bodies = home / "bodies"
         bodies.write_text("".join(json.dumps(row) + "\n" for row in rows[:: len(rows) // 64]))
-        install_bundle(bundle, "1", Settings(home=home))
-        factory = ["-m", "uvicorn", "--factory", *UVICORN]
+        ours = {}
+        for key in ("asgi", "this"):
+            install_bundle(bundle, "1", Settings(home=home / key))
+            ours[key] = {"HOUSING_HOME": str(home / key), "HOUSING_DRIFT_INTERVAL_S": "3600"}
+        factory = [*UVICORN, "--factory"]
         try:
             for key, about, target, env in (
-                ("e", "(e) bare ASGI, a constant", ["-m", "uvicorn", *UVICORN, "rivals:bare"], {}),
+                ("e", "(e) bare ASGI, a constant", [*UVICORN, "rivals:bare"], {}),
                 ("f", "(f) FastAPI, validated, a constant", [*factory, "rivals:framework"], {}),
                 ("a", "(a) FastAPI, pandas, joblib", [*factory, "rivals:naive"], naive_env),
+                ("asgi", "this API as an ASGI application", [*UVICORN, API], ours["asgi"]),
                 (
                     "this",
-                    "this API: model, log and metrics",
-                    ["-m", "uvicorn", *UVICORN, "housing_mlops.serving:app"],
-                    {"HOUSING_HOME": name, "HOUSING_DRIFT_INTERVAL_S": "3600"},
+                    "this API with its protocol, as `make serve` runs it",
+                    [*QUIET, "--http", "housing_mlops.protocol:HousingProtocol", API],
+                    ours["this"],
                 ),
             ):
                 servers.append(start(key, about, target, env, serving))
@@ -299,7 +306,7 @@ def main() -> None:
             with tqdm(total=total, unit="run") as bar:
                 for n in range(args.rounds):
                     for connections in args.connections:
-                        for server in servers[n % 4 :] + servers[: n % 4]:
+                        for server in servers[n % 5 :] + servers[: n % 5]:
                             bar.set_postfix_str(f"({server.name}) at {connections}")
                             run = load(server, connections, args.seconds, bodies, sending)
                             runs.append(run)
@@ -311,7 +318,7 @@ def main() -> None:
             for server in servers:
                 server.process.wait(30)
         kept = check_log(
-            home,
+            home / "this",
             accepted,
             [*rows, BOSTON.example],
             np.append(prices, model.price_one(list(BOSTON.example.values()))),
