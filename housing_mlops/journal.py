@@ -187,7 +187,7 @@ def read_batch(
         (batch.records if good else batch.damaged).append(record if good else line)
     return batch
 
-# %% ../nbs/06a_journal.ipynb #3c86801e
+# %% ../nbs/06a_journal.ipynb #d28cbb6e
 def _lock(
     path: Path,  # the lock's file; made when missing
 ) -> int | None:
@@ -233,6 +233,11 @@ class Owner:
         # `closed` is read before `size`: one more line may come before the other thread closes it
         while self.segments and (s := self.segments[0]).closed and s.taken >= s.size:
             self.segments.popleft().remove()
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes have to be stored."""
+        return sum(s.size - s.taken for s in list(self.segments))
 
     def take(self) -> Batch | None:
         """What has to be stored next, or None; deletes what is stored."""

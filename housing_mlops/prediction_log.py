@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from housing_mlops.history import LiveError, Page, Slice, Window
 
-# %% ../nbs/07_prediction_log.ipynb #2ca3d8bc
+# %% ../nbs/07_prediction_log.ipynb #50344072
 log = logging.getLogger(__name__)
 
 # Errors of the history that a caller of the log meets too, to be had from here as well.
@@ -231,8 +231,8 @@ class PredictionLog:
             self._begun = 0.0
             self._rounds += 1
             if self._stop_at is not None:
-                done = not more and not self.error
-                if done or time.monotonic() >= self._stop_at:
+                more = not self.error and any(o.waiting for o in self.journal.owners)
+                if not (more or self.error) or time.monotonic() >= self._stop_at:
                     return
             if not more:
                 self._wake.wait(pause)
@@ -246,15 +246,17 @@ class PredictionLog:
         return new
 
     def _round(self) -> bool:
-        """Carry one batch of each owner over; whether more is waiting."""
+        """Carry one batch of each owner over; whether more was waiting when the round began."""
         self._connect()
         if time.monotonic() >= self._clean_at:
             self._clean()
         more = False
         for owner in list(self.journal.owners):
+            waiting = owner.waiting
             if batch := owner.take():
+                stored = batch.end - batch.segment.taken
                 self._store(owner, batch)
-                more |= batch.end < batch.segment.size
+                more |= stored < waiting
         return more
 
     def _connect(self) -> None:
