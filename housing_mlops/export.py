@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'to_graph', 'as_tensors', 'parity', 'export_bundle']
 
-# %% ../nbs/04b_export.ipynb #f3e6cbec
+# %% ../nbs/04b_export.ipynb #22f451b9
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +21,11 @@ from skl2onnx.algebra.onnx_ops import (
     OnnxAdd,
     OnnxCast,
     OnnxExp,
-    OnnxMatMul,
-    OnnxMax,
+    OnnxGemm,
     OnnxMul,
     OnnxNeg,
-    OnnxReduceSum,
+    OnnxReduceSumSquare,
+    OnnxRelu,
     OnnxSqrt,
 )
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
@@ -37,7 +37,7 @@ from .models import GaussianProcess
 from .preprocessing import model_input
 from .schema import Dataset
 
-# %% ../nbs/04b_export.ipynb #804c6260
+# %% ../nbs/04b_export.ipynb #256a2680
 def _gaussian_process_shape(operator: Any) -> None:
     rows = operator.inputs[0].get_first_dimension()
     operator.outputs[0].type = FloatTensorType([rows, 1])
@@ -51,13 +51,12 @@ def _gaussian_process(scope: Any, operator: Any, container: Any) -> None:
     weight = process.alpha_.ravel() * variance.constant_value * process._y_train_std
     v = {"op_version": container.target_opset}
     x = OnnxMul(OnnxCast(operator.inputs[0], to=TensorProto.DOUBLE, **v), stretch[None], **v)
-    own = OnnxReduceSum(OnnxMul(x, x, **v), np.array([1]), keepdims=1, **v)
-    cross = OnnxAdd(own, OnnxMatMul(x, -2.0 * learnt.T, **v), **v)
-    squared = OnnxAdd(cross, (learnt**2).sum(axis=1)[None], **v)
-    d = OnnxSqrt(OnnxMax(squared, np.zeros(1), **v), **v)
+    cross = OnnxGemm(x, -2.0 * learnt.T, (learnt**2).sum(axis=1)[None], **v)
+    squared = OnnxAdd(cross, OnnxReduceSumSquare(x, np.array([1]), keepdims=1, **v), **v)
+    d = OnnxSqrt(OnnxRelu(squared, **v), **v)
     alike = OnnxMul(OnnxAdd(d, np.ones(1), **v), OnnxExp(OnnxNeg(d, **v), **v), **v)
-    mean = np.array([float(np.squeeze(process._y_train_mean))])
-    price = OnnxAdd(OnnxMatMul(alike, weight[:, None], **v), mean, **v)
+    mean = np.array([[float(np.squeeze(process._y_train_mean))]])
+    price = OnnxGemm(alike, weight[:, None], mean, **v)
     out = OnnxCast(price, to=TensorProto.FLOAT, output_names=operator.outputs[:1], **v)
     out.add_to(scope, container)
 
