@@ -62,6 +62,15 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def rest(self) -> None:
+        """Return when it is idle: what clients left it with is not the next server's burden."""
+        for _ in range(200):
+            before = self.cpu()
+            time.sleep(0.05)
+            if self.cpu() - before < 0.02:
+                return
+        raise TimeoutError(f"{self.name} does not come to rest")
+
     def ask(self, body: str) -> dict[str, Any]:
         """What it answers to one house."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as line:
@@ -310,6 +319,7 @@ def main() -> None:
                             bar.set_postfix_str(f"({server.name}) at {connections}")
                             run = load(server, connections, args.seconds, bodies, sending)
                             runs.append(run)
+                            server.rest()
                             bar.update()
             accepted = asked + sum(r["requests"] for r in runs if r["server"] == "this")
         finally:
