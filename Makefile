@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
 env   := .venv/.made
-exact := preprocessing inference guards service routes short_way serving
+exact := preprocessing inference guards service routes short_way protocol serving
 
 .DEFAULT_GOAL := help
 # `make up` uses whichever compose there is.
@@ -50,7 +50,7 @@ test: $(env) ## notebooks, their examples against the package, pytest; then cove
 	  { echo "housing_mlops/$$module.py is not covered in full."; exit 2; }; \
 	done
 
-bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS=--quick takes 40 s
+bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS=--quick takes a minute
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
 	@python benchmarks/serving.py $(ARGS)
 	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; }

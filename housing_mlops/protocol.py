@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HousingProtocol']
 
-# %% ../nbs/08f_protocol.ipynb #fd6ec5e3
+# %% ../nbs/08f_protocol.ipynb #726661c3
 from functools import partial
 from typing import Any
 
