@@ -21,11 +21,10 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import ValidationError
 
 from .config import Settings
+from .exposition import as_json, exposition
 from .guards import StrictRoute
 from .inference import row_of
 from housing_mlops.monitoring import (
-    as_json,
-    exposition,
     judge_log,
     overall,
     prices_told,

@@ -24,19 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from .bundle import BundleError
 from .config import HousingError, Settings
 from .drift import Judgement
+from .exposition import Numbers
 from .guards import RateLimit, allowed
 from .inference import Model
 from .journal import Record, encode_record, new_id
 from housing_mlops.monitoring import (
     Check,
-    Numbers,
-    Traffic,
     check_disk,
     check_drift,
     check_log,
     check_model,
-    gather,
-    gather_log,
     overall,
 )
 from housing_mlops.prediction_log import (
@@ -45,6 +42,7 @@ from housing_mlops.prediction_log import (
     open_log,
 )
 from .registry import RegistryError, fetch_champion
+from .traffic import Traffic, gather, gather_log
 
 # %% ../nbs/08c_service.ipynb #998def23
 log = logging.getLogger(__name__)

@@ -27,10 +27,7 @@ from .bundle import BundleError
 from .config import HousingError, Settings, get_settings
 from .dashboard import pages
 from .journal import JournalError
-from housing_mlops.monitoring import (
-    judge_log,
-    save_traffic,
-)
+from .monitoring import judge_log
 from housing_mlops.prediction_log import (
     FeedbackConflict,
     LogUnavailable,
@@ -49,6 +46,7 @@ from housing_mlops.service import (
     service_of,
 )
 from .short_way import HousingAPI, access_log_aside, quick_path
+from .traffic import save_traffic
 
 # %% ../nbs/09_serving.ipynb #27a48c8c
 log = logging.getLogger(__name__)
