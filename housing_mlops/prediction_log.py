@@ -32,7 +32,7 @@ from .schema import Dataset
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from housing_mlops.history import LiveError, Page, Slice, Window
+    from housing_mlops.queries import LiveError, Page, Slice, Window
 
 # %% ../nbs/07_prediction_log.ipynb #50344072
 log = logging.getLogger(__name__)
@@ -180,9 +180,9 @@ class PredictionLog:
         version: str | None = None,  # only this model version
     ) -> "Page":
         """As `read_page`."""
-        from housing_mlops import history
+        from housing_mlops import queries
 
-        return history.read_page(self.engine, before, limit, version)
+        return queries.read_page(self.engine, before, limit, version)
 
     def window(
         self,
@@ -192,17 +192,17 @@ class PredictionLog:
         version: str | None = None,  # only this model version
     ) -> "Window":
         """As `read_window`."""
-        from housing_mlops import history
+        from housing_mlops import queries
 
-        return history.read_window(self.engine, dataset, n, since, version)
+        return queries.read_window(self.engine, dataset, n, since, version)
 
     def traffic(
         self, minutes: int = 60, slices: int = 60, version: str | None = None
     ) -> "list[Slice]":
         """As `traffic_over_time`."""
-        from housing_mlops import history
+        from housing_mlops import queries
 
-        return history.traffic_over_time(self.engine, minutes, slices, version)
+        return queries.traffic_over_time(self.engine, minutes, slices, version)
 
     def live_error(
         self,
@@ -211,9 +211,9 @@ class PredictionLog:
         version: str | None = None,  # only this model version
     ) -> "list[LiveError]":
         """As the function `live_error`."""
-        from housing_mlops import history
+        from housing_mlops import queries
 
-        return history.live_error(self.engine, n, since, version)
+        return queries.live_error(self.engine, n, since, version)
 
     def _run(self) -> None:
         from housing_mlops import history

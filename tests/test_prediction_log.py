@@ -32,17 +32,14 @@ from housing_mlops.history import (
     delete_old,
     insert,
     insert_all,
-    live_error,
     metadata,
     migrate,
     predictions,
-    read_page,
-    read_window,
     save_feedback,
-    traffic_over_time,
 )
 from housing_mlops.journal import Journal, Record, encode_record, new_id
 from housing_mlops.prediction_log import PredictionLog
+from housing_mlops.queries import live_error, read_page, read_window, traffic_over_time
 from housing_mlops.schema import Dataset, load_dataset
 
 DATASET = load_dataset("boston")
@@ -778,7 +775,7 @@ def test_live_error_is_what_pandas_says(engine: sa.Engine) -> None:
     check(frame[frame.model_version == "3"], version="3")
     check(frame.groupby(["model", "model_version"]).tail(10), n=10)
     since = datetime.fromtimestamp(now / 1e6, UTC) - timedelta(seconds=100)
-    check(frame[frame.time_us >= history._to_us(since)], since=since)
+    check(frame[frame.time_us >= history.to_us(since)], since=since)
     assert live_error(engine, version="none") == []
 
 
