@@ -20,7 +20,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from .config import ConfigError, HousingError
-from housing_mlops.journal import (
+from housing_mlops.records import (
     FeedbackConflict,
     LogUnavailable,
     Record,

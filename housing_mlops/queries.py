@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from .history import feedback, from_us, predictions, reach, to_us
-from .journal import CursorError
+from .records import CursorError
 from .schema import Dataset
 
 # %% ../nbs/06e_queries.ipynb #deabdb37

@@ -27,7 +27,6 @@ from .drift import Judgement
 from .exposition import Numbers
 from .guards import RateLimit, allowed
 from .inference import Model
-from .journal import Record, encode_record, new_id
 from housing_mlops.monitoring import (
     Check,
     check_disk,
@@ -36,11 +35,8 @@ from housing_mlops.monitoring import (
     check_model,
     overall,
 )
-from housing_mlops.prediction_log import (
-    LogUnavailable,
-    PredictionLog,
-    open_log,
-)
+from .prediction_log import PredictionLog, open_log
+from .records import LogUnavailable, Record, encode_record, new_id
 from .registry import RegistryError, fetch_champion
 from .traffic import Traffic, gather, gather_log
 

@@ -28,11 +28,7 @@ from .config import HousingError, Settings, get_settings
 from .dashboard import pages
 from .journal import JournalError
 from .monitoring import judge_log
-from housing_mlops.prediction_log import (
-    FeedbackConflict,
-    LogUnavailable,
-    UnknownPrediction,
-)
+from .records import FeedbackConflict, LogUnavailable, UnknownPrediction
 from .registry import cached_champion
 from .routes import monitoring, operations, pricing_routes
 from .schema import Dataset, load_dataset

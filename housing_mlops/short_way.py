@@ -26,7 +26,8 @@ from starlette.types import Message, Receive, Scope, Send
 from .config import Settings
 from .guards import allowed
 from .inference import Model
-from .journal import JournalError, new_id
+from .journal import JournalError
+from .records import new_id
 from .schema import load_dataset
 from housing_mlops.service import (
     Asked,

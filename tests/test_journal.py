@@ -7,14 +7,14 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from housing_mlops import journal as module
-from housing_mlops.journal import HEADER, Journal, JournalError, frame, new_id
+from housing_mlops.journal import HEADER, Journal, JournalError, frame
+from housing_mlops.records import new_id
 
 
 @pytest.fixture
@@ -71,45 +71,6 @@ def disk_of() -> Iterator[Callable[[int], None]]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-# identifiers
-
-
-def test_ids_differ_between_threads() -> None:
-    made: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: made.extend([new_id() for _ in range(5000)]))
-        for _ in range(4)
-    ]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert len(set(made)) == 20_000
-
-
-def test_ids_differ_after_a_fork() -> None:
-    program = """
-import os
-from housing_mlops import journal
-next_id = journal._id_source(lambda: 10**18)
-next_id()
-child = os.fork()
-os.write(1, f"{next_id()}\\n".encode())
-if child:
-    os.waitpid(child, 0)
-"""
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert len(set(out.stdout.split())) == 2
-
-
-def test_ids_grow_past_a_full_counter() -> None:
-    next_id = module._id_source(lambda: 10**18)
-    made = [next_id() for _ in range(10_000)]
-    assert made == sorted(made)
 
 
 # a disk that does not take everything

@@ -25,9 +25,6 @@ from housing_mlops import history, prediction_log
 from housing_mlops import history as module
 from housing_mlops.config import HousingError
 from housing_mlops.history import (
-    FeedbackConflict,
-    LogUnavailable,
-    UnknownPrediction,
     connect,
     delete_old,
     insert,
@@ -37,9 +34,17 @@ from housing_mlops.history import (
     predictions,
     save_feedback,
 )
-from housing_mlops.journal import Journal, Record, encode_record, new_id
+from housing_mlops.journal import Journal
 from housing_mlops.prediction_log import PredictionLog
 from housing_mlops.queries import live_error, read_page, read_window, traffic_over_time
+from housing_mlops.records import (
+    FeedbackConflict,
+    LogUnavailable,
+    Record,
+    UnknownPrediction,
+    encode_record,
+    new_id,
+)
 from housing_mlops.schema import Dataset, load_dataset
 
 DATASET = load_dataset("boston")
@@ -507,8 +512,8 @@ def test_a_call_that_does_not_return_is_seen_and_does_not_hold_up_the_end(
 WORKS = """
 import os, signal, sys, time, json
 from pathlib import Path
-from housing_mlops.journal import Record, encode_record, new_id
 from housing_mlops.prediction_log import PredictionLog
+from housing_mlops.records import Record, encode_record, new_id
 
 url, folder, how = sys.argv[1:]
 log = PredictionLog(url, Path(folder), interval_s=0.01).start(30)

@@ -14,7 +14,7 @@ from housing_mlops.config import Settings
 from housing_mlops.data import Table
 from housing_mlops.history import connect, insert, migrate, save_feedback
 from housing_mlops.inference import Model
-from housing_mlops.journal import Record, encode_record, new_id
+from housing_mlops.records import Record, encode_record, new_id
 from housing_mlops.registry import install_bundle
 from housing_mlops.runs import RunError, report
 
