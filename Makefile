@@ -9,6 +9,7 @@ export REGISTRY ?=
 
 SHELL       := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
 export MLFLOW_DISABLE_TELEMETRY := true
 
 env   := .venv/.made
