@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -47,12 +47,15 @@ class Api:
     def service(self) -> Service:
         return self.app.service
 
-    def talk(self, *parts: bytes, pause: float = 0.05) -> list[Answer]:
-        """The answers to `parts`, sent one after another on one connection that then ends."""
+    def talk(self, *parts: bytes, between: Callable[[], bool] | None = None) -> list[Answer]:
+        """The answers to `parts`, each sent once `between` holds, on one connection."""
         port = self.server.servers[0].sockets[0].getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+            end = time.monotonic() + 20
             for i, part in enumerate(parts):
-                time.sleep(pause if i else 0)
+                while i and between and not between():
+                    assert time.monotonic() < end
+                    time.sleep(0.001)
                 line.sendall(part)
             said, wanted = b"", sum(p.count(b" HTTP/1.") for p in parts)
             while len(found := answers(said)) < wanted and (more := line.recv(1 << 16)):
@@ -176,7 +179,8 @@ def test_a_body_that_comes_later_is_waited_for_by_a_task(api: Api) -> None:
     whole = post()
     for cut in (whole.index(b"\r\n\r\n") + 4, len(whole) - 1):
         api.tasks = 0
-        assert [a[0] for a in api.talk(whole[:cut], whole[cut:])] == [200]
+        parts = whole[:cut], whole[cut:]
+        assert [a[0] for a in api.talk(*parts, between=lambda: api.tasks == 1)] == [200]
         assert api.tasks == 1
     api.tasks = 0
     assert [a[0] for a in api.talk(whole[:30], whole[30:])] == [200]
