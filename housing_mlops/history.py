@@ -6,7 +6,7 @@
 __all__ = ['metadata', 'predictions', 'feedback', 'give_way', 'to_us', 'from_us', 'connect', 'reach', 'reason', 'migrate',
            'insert', 'insert_all', 'save_feedback', 'delete_old']
 
-# %% ../nbs/06b_history.ipynb #b14d3b03
+# %% ../nbs/06b_history.ipynb #eab58923
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from .config import ConfigError, HousingError
+from .config import ConfigError
 from housing_mlops.records import (
     FeedbackConflict,
     LogUnavailable,

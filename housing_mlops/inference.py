@@ -153,7 +153,7 @@ class Model:
             low = max(low, self.dataset.target.minimum)
         return low, price + half
 
-# %% ../nbs/06_inference.ipynb #68f0a5e2
+# %% ../nbs/06_inference.ipynb #939a3a09
 class _Flavour:
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -166,8 +166,8 @@ class _Flavour:
             tensors["numbers"] = frame[dataset.columns[:n]].to_numpy(dtype=np.float32)
         if len(dataset.columns) > n:
             texts = frame[dataset.columns[n:]].to_numpy(dtype=object)
-            tensors["texts"] = np.where(texts == texts, texts, "")
-            tensors["texts"][tensors["texts"] == None] = ""  # noqa: E711 - elementwise
+            known = ["" if t is None or t != t else t for t in texts.ravel()]
+            tensors["texts"] = np.array(known, dtype=object).reshape(texts.shape)
         return self.model.price(tensors)
 
 

@@ -24,7 +24,7 @@ from .inference import Model
 from .prediction_log import LogState, PredictionLog
 from .schema import Dataset
 
-# %% ../nbs/08_monitoring.ipynb #2a4ac4dc
+# %% ../nbs/08_monitoring.ipynb #721e0651
 def drift_reference(
     dataset: Dataset,  # the declaration
     known: Reference,  # as from `read_reference`
@@ -47,9 +47,10 @@ def judge_log(
     """Whether the houses asked about are like those the model learnt from; raises `LogUnavailable`."""
     window = log.window(model.dataset, n=rows, version=model.version)
     paid = ~np.isnan(window.actual)
+    known = ["" if text is None else text for text in window.categories.ravel()]
     live = Rows(
         numbers=window.numbers.astype(np.float32).astype(np.float64),
-        texts=np.where(window.categories == None, "", window.categories).astype(np.str_),  # noqa: E711 - elementwise
+        texts=np.array(known, dtype=np.str_).reshape(window.categories.shape),
         predictions=window.prices,
         residuals=(window.actual - window.prices)[paid],
     )

@@ -7,7 +7,7 @@ __all__ = ['RegistryError', 'bundle_digest', 'register_bundle', 'Decision', 'gat
            'promote_if_better', 'roll_back', 'Version', 'versions', 'Champion', 'cached_champion', 'install_bundle',
            'fetch_version', 'fetch_champion']
 
-# %% ../nbs/05_registry.ipynb #cefe058d
+# %% ../nbs/05_registry.ipynb #9f2f02e1
 import base64
 import hashlib
 import json
@@ -18,7 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

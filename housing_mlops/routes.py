@@ -7,7 +7,7 @@ __all__ = ['operations', 'monitoring', 'Rows', 'Version', 'Log', 'pricing_routes
            'readyz', 'health', 'metrics', 'model_info', 'log_of', 'feedback', 'recent_predictions', 'drift', 'traffic',
            'prices', 'live_error']
 
-# %% ../nbs/08d_routes.ipynb #d47d54f7
+# %% ../nbs/08d_routes.ipynb #c13716a3
 import csv
 import io
 import json
@@ -33,7 +33,7 @@ from housing_mlops.monitoring import (
 from housing_mlops.prediction_log import (
     PredictionLog,
 )
-from .schema import Dataset, dictionary, load_dataset
+from .schema import Dataset, dictionary
 from .service import Batch, Feedback, Prediction, Problem, Refused, Serve, client
 
 # %% ../nbs/08d_routes.ipynb #f26b74bc

@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'app', 'install_routes', 'follow', 'reload', 'create_app']
 
-# %% ../nbs/09_serving.ipynb #3f1c5f22
+# %% ../nbs/09_serving.ipynb #95e973d6
 import asyncio
 import gc
-import json
 import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -34,7 +32,6 @@ from .routes import monitoring, operations, pricing_routes
 from .schema import Dataset, load_dataset
 from housing_mlops.service import (
     NoModel,
-    Prediction,
     Problem,
     Serve,
     Service,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'access', 'PRICED', 'quick_path', 'price_soon', 'access_log_aside', 'tell_access', 'plain', 'HousingAPI']
 
-# %% ../nbs/08e_short_way.ipynb #0301ed6f
+# %% ../nbs/08e_short_way.ipynb #1612c3f5
 import asyncio
 import json
 import logging
@@ -16,19 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from logging.handlers import QueueHandler, QueueListener
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
-from .config import Settings
 from .guards import allowed
 from .inference import Model
 from .journal import JournalError
 from .records import new_id
-from .schema import load_dataset
 from housing_mlops.service import (
     Asked,
     Service,

@@ -93,18 +93,20 @@ class Kaggle(BaseHTTPRequestHandler):
     """The two calls that Kaggle's client makes for a file of a data set."""
 
     stalled = threading.Event()  # set: never answer
+    ended = threading.Event()  # set: no use to be silent any longer
     asked = 0
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         type(self).asked += 1
         if self.stalled.is_set():
-            self.server.hold.wait(30)  # type: ignore[attr-defined]
+            self.ended.wait(30)
         elif self.path.endswith("/GetDataset"):
             said = {"ownerName": "a", "currentVersionNumber": 1, "ref": "a/b"}
             self.reply(json.dumps(said).encode(), "application/json")
         elif self.path.endswith("/DownloadDataset"):
-            frame = read_file(BOSTON.folder / BOSTON.source.embedded)  # type: ignore[operator]
+            assert BOSTON.folder is not None and BOSTON.source.embedded is not None
+            frame = read_file(BOSTON.folder / BOSTON.source.embedded)
             frame.loc[:19, "LSTAT"] = "NA"
             self.reply(frame.to_csv(index=False).encode(), "text/csv")
         else:
@@ -128,13 +130,13 @@ def kaggle(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Kaggle]]:
     """A stand-in for Kaggle where its client looks in a test: port 7777 of this machine."""
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
     server = ThreadingHTTPServer(("127.0.0.1", 7777), Kaggle)
-    server.hold = threading.Event()  # type: ignore[attr-defined]
+    Kaggle.ended.clear()
     Kaggle.stalled.clear()
     Kaggle.asked = 0
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield Kaggle
-    server.hold.set()  # type: ignore[attr-defined]
+    Kaggle.ended.set()
     server.shutdown()
     thread.join()
     server.server_close()

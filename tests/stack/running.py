@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,14 @@ class Stack:
         done = run("docker", "logs", self.container(service))
         return done.stdout + done.stderr
 
+    def is_healthy(self, service: str) -> bool:
+        return self.state(service) == "healthy"
+
     def wait_healthy(self, *services: str, patience_s: float = 120) -> None:
         for service in services:
             until(
                 f"{service} is healthy",
-                lambda name=service: self.state(name) == "healthy",  # type: ignore[misc]
+                partial(self.is_healthy, service),
                 patience_s,
             )
 

@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -250,12 +251,12 @@ def test_a_port_that_is_taken_is_named(stack: Stack, tmp_path: Path) -> None:
         text = re.sub(r"_PORT=.*$", f"_PORT={free_port()}", stack.env_file.read_text(), flags=re.M)
         text = re.sub(r"^PROMETHEUS_PORT=.*$", f"PROMETHEUS_PORT={port}", text, flags=re.M)
         other.write_text(text)
-        given = {"project": "housing-test-port", "env_file": other, "check": False}
+        do = partial(stack.do, project="housing-test-port", env_file=other, check=False)
         try:
-            done = stack.do("up", "-d", "--no-deps", "prometheus", **given)  # type: ignore[arg-type]
+            done = do("up", "-d", "--no-deps", "prometheus")
             assert done.returncode and f"127.0.0.1:{port}" in done.stdout + done.stderr, done
         finally:
-            stack.do("down", "-v", **given)  # type: ignore[arg-type]
+            do("down", "-v")
 
 
 def test_a_full_restart_keeps_model_log_and_experiments(stack: Stack) -> None:
