@@ -315,7 +315,8 @@ def main() -> None:
             with tqdm(total=total, unit="run") as bar:
                 for n in range(args.rounds):
                     for connections in args.connections:
-                        for server in servers[n % 5 :] + servers[: n % 5]:
+                        first = n % len(servers)
+                        for server in servers[first:] + servers[:first]:
                             bar.set_postfix_str(f"({server.name}) at {connections}")
                             run = load(server, connections, args.seconds, bodies, sending)
                             runs.append(run)
