@@ -43,9 +43,11 @@ COPY nbs nbs
 COPY deploy/monitor.py ./
 USER housing
 VOLUME /data
-ENV MPLCONFIGDIR=/tmp/matplotlib
+ENV MPLCONFIGDIR=/tmp/matplotlib \
+    HOUSING_TRAINING_NOTEBOOK=/app/nbs/4_training/08_training.ipynb \
+    HOUSING_REPORT_NOTEBOOK=/app/nbs/9_operations/03_report.ipynb
 ENTRYPOINT ["housing-mlops"]
-CMD ["train", "--notebook", "/app/nbs/04_training.ipynb"]
+CMD ["train"]
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="housing_mlops train" \

@@ -13,7 +13,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 export MLFLOW_DISABLE_TELEMETRY := true
 
 env   := .venv/.made
-exact := preprocessing inference guards service routes short_way protocol serving
+exact := preprocessing/pipeline model/inference serving/guards serving/service serving/routes serving/fast_path serving/protocol serving/api
 
 .DEFAULT_GOAL := help
 # `make up` uses whichever compose there is.

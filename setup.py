@@ -26,7 +26,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
     package_data={
-        cfg["lib_name"]: ["datasets/*", "migrations/*", "migrations/versions/*", "static/*"]
+        cfg["lib_name"]: ["datasets/*"],
+        f"{cfg['lib_name']}.serving": ["static/*"],
     },
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={extra: shlex.split(cfg[f"{extra}_requirements"]) for extra in extras},

@@ -9,12 +9,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 
 from housing_mlops.config import Settings
-from housing_mlops.data import load_table
-from housing_mlops.export import export_bundle
-from housing_mlops.inference import Model
-from housing_mlops.models import candidates, voting
-from housing_mlops.preprocessing import model_input
+from housing_mlops.data.table import load_table
+from housing_mlops.model.inference import Model
+from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.schema import load_dataset
+from housing_mlops.training.candidates import candidates, voting
+from housing_mlops.training.export import export_bundle
 
 BOSTON = load_dataset("boston")
 

@@ -21,8 +21,8 @@ from champion import BOSTON, houses, make
 from serving import API, UVICORN, start
 
 from housing_mlops.config import Settings
-from housing_mlops.inference import Model
-from housing_mlops.registry import install_bundle
+from housing_mlops.model.inference import Model
+from housing_mlops.registry.store import install_bundle
 
 
 def best(call: Callable[[], object], rounds: int, repeat: int) -> float:

@@ -31,8 +31,8 @@ from champion import BOSTON, houses, make
 from tqdm import tqdm
 
 from housing_mlops.config import Settings
-from housing_mlops.inference import Model
-from housing_mlops.registry import install_bundle
+from housing_mlops.model.inference import Model
+from housing_mlops.registry.store import install_bundle
 
 HERE = Path(__file__).parent
 REACH = [
@@ -44,7 +44,7 @@ REACH = [
 ]
 QUIET = ["-m", "uvicorn", "--loop", "uvloop", "--no-access-log", "--log-level", "warning"]
 UVICORN = [*QUIET, "--http", "httptools"]
-API = "housing_mlops.serving:app"
+API = "housing_mlops.serving.api:app"
 COLOURS = {"e": "#999999", "f": "#ddaa33", "a": "#cc6677", "asgi": "#88bbdd", "this": "#4477aa"}
 
 
@@ -297,7 +297,7 @@ def main() -> None:
                 (
                     "this",
                     "this API with its protocol, as `make serve` runs it",
-                    [*QUIET, "--http", "housing_mlops.protocol:HousingProtocol", API],
+                    [*QUIET, "--http", "housing_mlops.serving.protocol:HousingProtocol", API],
                     ours["this"],
                 ),
             ):

@@ -19,7 +19,6 @@ from pathlib import Path
 INTERVAL = float(os.environ.get("MONITOR_INTERVAL_S") or 3600)
 RETRY = 30.0  # seconds until a round that failed is tried again
 PULSE = Path(os.environ.get("MONITOR_PULSE", "/tmp/monitor.pulse"))  # touched after every round
-REPORT = os.environ.get("MONITOR_REPORT", "/app/nbs/report.ipynb")  # the notebook behind the report
 
 
 def say(level: str, check: str, message: str) -> None:
@@ -32,7 +31,7 @@ def say(level: str, check: str, message: str) -> None:
 def command(check: str) -> list[str]:
     """What runs the check; of the reports, the last of each day is kept."""
     day = f"reports/{datetime.now(UTC):%Y-%m-%d}"
-    more = {"drift": [], "report": ["--notebook", REPORT, "--out", day]}
+    more = {"drift": [], "report": ["--out", day]}
     return ["housing-mlops", check, *more[check]]
 
 

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
 from execnb.nbio import nb2str
-from generate import DIRECTIVE, ROOT, from_root, relink
+from generate import DIRECTIVE, ROOT, from_root, notebooks, relink
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbdev.process import NBProcessor
@@ -27,6 +28,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from sphinx.cmd.build import main as sphinx
 
 OUT = ROOT / "_docs"
+TOP = {"cli": "commands"}  # notebooks in no room that are not the ground
 PAGES = {"README.md": "index.ipynb", "QUICKSTART.md": "quickstart.md"}
 TICKED = re.compile(r"(?<![\[`])`([A-Za-z]\w*)(?:\(\))?`(?![`\]])")
 NO_EVAL = re.compile(r"^#\| *eval: *false", re.M)
@@ -52,7 +54,7 @@ class Symbol:
     def label(self) -> str:
         """What the cell that defines it is called on the site."""
         kind = "-class" if self.name[0].isupper() else ""  # labels know no capitals
-        return f"{self.page}{kind}-{self.name}".lower()
+        return f"{self.page}{kind}-{self.name}".lower().replace("/", "-")
 
     @property
     def link(self) -> str:
@@ -64,16 +66,28 @@ class Symbol:
 class Page:
     """What readers see of a notebook."""
 
-    name: str
+    path: Path  # of the notebook, from the project's root
     cells: list[NotebookNode]
     symbols: list[Symbol]
+
+    @property
+    def name(self) -> str:
+        """Where it lies on the site."""
+        return page_name(self.path)
+
+    @property
+    def room(self) -> str:
+        """What the notebooks of its folder are about, as the side bar says it."""
+        folder = self.name.rpartition("/")[0] or TOP.get(self.name, "the ground")
+        return folder.replace("_", " ").capitalize()
 
 
 def page_name(
     path: str | Path,  # a notebook
 ) -> str:
-    """The name of its page: `nbs/04_training.ipynb` becomes `training`."""
-    return re.sub(r"^\d+[a-z]?_", "", Path(path).stem)
+    """The name of its page: `nbs/7_monitoring/02_drift.ipynb` becomes `monitoring/drift`."""
+    _, *parts = Path(path).with_suffix("").parts
+    return "/".join(re.sub(r"^\d+_", "", part) for part in parts)
 
 
 def execute(
@@ -122,18 +136,18 @@ def only_imports(
 
 def read(
     path: Path,  # an executed notebook
-    name: str,  # the name of its page
+    source: Path,  # the notebook, from the project's root
 ) -> Page:
     """What nbdev's directives leave of a notebook, with a label before each definition."""
     processor = NBProcessor(path, procs=[hide_, hide_line, filter_stream_, strip_ansi])
     processor.process()
-    page = Page(name, [], [])
+    page = Page(source, [], [])
     kept = nbformat.reads(nb2str(processor.nb), 4).cells
     for cell, before in zip(kept, processor.nb.cells, strict=True):
         if cell.cell_type == "code":
             cell.source = DIRECTIVE.sub("", cell.source)
             if before.directives_.keys() & {"export", "exports"}:
-                symbols = list(defined(cell.source, name))
+                symbols = list(defined(cell.source, page.name))
                 labels = "\n".join(f"({symbol.label})=" for symbol in symbols)
                 page.cells += [new_markdown_cell(labels)] if labels else []
                 page.symbols += symbols
@@ -146,20 +160,22 @@ def read(
 
 def on_site(
     folder: str,  # the folder of a page, from the project's root
+    page: str,  # its name on the site
     site: Path,  # where the pages are gathered
 ) -> Callable[[str], str]:
     """A function that gives a link of that page its target on the site."""
 
     def move(target: str) -> str:
         path, fragment = from_root(target, folder)
+        up = "../" * page.count("/")
         if path in PAGES:
-            return PAGES[path] + fragment
+            return up + PAGES[path] + fragment
         if path.startswith("nbs/"):
-            return page_name(path) + ".ipynb" + fragment
+            return up + page_name(path) + ".ipynb" + fragment
         if path.endswith((".svg", ".png")):
             (site / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, site / path)
-            return path
+            return up + path
         return f"{REPOSITORY}/{path}{fragment}"
 
     return move
@@ -178,10 +194,13 @@ def write(
 
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            lines = relink(cell.source, on_site("nbs", site)).split("\n")
+            move = on_site(str(page.path.parent), page.name, site)
+            lines = relink(cell.source, move).split("\n")
             cell.source = "\n".join(t if t[:1] == "#" else TICKED.sub(ticked, t) for t in lines)
     python = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
-    nbformat.write(new_notebook(cells=page.cells, metadata=python), site / f"{page.name}.ipynb")
+    to = site / f"{page.name}.ipynb"
+    to.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=page.cells, metadata=python), to)
 
 
 def reference(
@@ -219,23 +238,23 @@ def build(
     os.environ.pop("MPLBACKEND", None)
 
     pages = []
-    for path in sorted(ROOT.glob("nbs/*.ipynb")):
-        begun = time.perf_counter()
+    for path in notebooks(ROOT):
+        begun, source = time.perf_counter(), path.relative_to(ROOT)
         execute(path, work / path.name)
-        pages.append(read(work / path.name, page_name(path)))
-        print(f"{path.name:28} {time.perf_counter() - begun:6.1f} s", flush=True)
-    index = next((p for p in pages if p.name == "index"), None)
-    if index:
-        pages.remove(index)
-    else:
-        index = Page("index", [new_markdown_cell("# housing_mlops")], [])
+        pages.append(read(work / path.name, source))
+        print(f"{page_name(source):32} {time.perf_counter() - begun:6.1f} s", flush=True)
+    index = next(page for page in pages if page.name == "index")
+    pages.remove(index)
 
     guides = []
     if (ROOT / "QUICKSTART.md").exists():
         text = (ROOT / "QUICKSTART.md").read_text(encoding="utf-8")
-        (site / "quickstart.md").write_text(relink(text, on_site(".", site)), encoding="utf-8")
+        (site / "quickstart.md").write_text(
+            relink(text, on_site(".", "quickstart", site)), encoding="utf-8"
+        )
         guides.append(contents("Begin", ["quickstart"]))
-    guides.append(contents("The notebooks", [page.name for page in pages]))
+    for room, notes in groupby(pages, lambda page: page.room):
+        guides.append(contents(room, [page.name for page in notes]))
     guides.append(contents("Look up", ["reference"]))
     index.cells.append(new_markdown_cell("\n\n".join(guides)))
 

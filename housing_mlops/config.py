@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     data_cache: Path = Field(Path("runs/data"), description="Folder that keeps downloaded tables.")
     data_strict: bool = Field(False, description="Stop when a download fails; do not fall back.")
     data_timeout_s: float = Field(120, gt=0, description="Time a download may take, in seconds.")
+    # notebooks that papermill runs
+    training_notebook: Path = Field(
+        Path("nbs/4_training/08_training.ipynb"), description="The notebook that trains."
+    )
+    report_notebook: Path = Field(
+        Path("nbs/9_operations/03_report.ipynb"), description="The notebook that reports."
+    )
     # registry
     tracking_uri: str = Field(
         "sqlite:///mlflow.db", description="MLflow's tracking store and registry."

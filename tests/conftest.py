@@ -19,13 +19,13 @@ import pytest
 import sqlalchemy as sa
 
 from housing_mlops.config import Settings, get_settings
-from housing_mlops.data import Table, load_table
-from housing_mlops.export import export_bundle
-from housing_mlops.models import CANDIDATES
-from housing_mlops.preprocessing import model_input
-from housing_mlops.registry import install_bundle
+from housing_mlops.data.table import Table, load_table
+from housing_mlops.operations.up import Part, mlflow_command, start, wait_for
+from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.registry.store import install_bundle
 from housing_mlops.schema import load_dataset
-from housing_mlops.up import Part, mlflow_command, start, wait_for
+from housing_mlops.training.candidates import CANDIDATES
+from housing_mlops.training.export import export_bundle
 
 
 def pytest_configure(config: pytest.Config) -> None:

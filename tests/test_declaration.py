@@ -8,15 +8,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from housing_mlops.config import Settings
-from housing_mlops.data import Table
-from housing_mlops.export import export_bundle
-from housing_mlops.models import CANDIDATES
-from housing_mlops.preprocessing import model_input
-from housing_mlops.registry import install_bundle
-from housing_mlops.runs import train
-from housing_mlops.serving import create_app
+from housing_mlops.data.table import Table
+from housing_mlops.operations.notebooks import train
+from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.registry.store import install_bundle
+from housing_mlops.serving.api import create_app
+from housing_mlops.training.candidates import CANDIDATES
+from housing_mlops.training.export import export_bundle
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs" / "04_training.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[1] / Settings().training_notebook
 FLATS = """
 format = 1
 name = "flats"

@@ -14,7 +14,7 @@ from nbdev.config import get_config
 from nbdev.process import NBProcessor
 
 CONFIG = get_config()
-NOTEBOOKS = sorted(CONFIG.nbs_path.glob("*.ipynb"))
+NOTEBOOKS = sorted(CONFIG.nbs_path.rglob("*.ipynb"))
 LEFT_OUT = {"default_exp", "export", "exports", "exporti", *CONFIG.tst_flags.split()}
 
 
@@ -25,7 +25,11 @@ def left_out(cell) -> bool:
     return cell.cell_type != "code" or no_eval or bool(LEFT_OUT & directives.keys())
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    NOTEBOOKS,
+    ids=lambda path: "-".join(path.relative_to(CONFIG.nbs_path).with_suffix("").parts),
+)
 def test_notebook(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     monkeypatch.setenv("IN_TEST", "1")

@@ -4,10 +4,10 @@ import json
 import re
 from pathlib import Path
 
-from housing_mlops.data import Table
-from housing_mlops.models import candidates, voting
-from housing_mlops.preprocessing import model_input
-from housing_mlops.service import Prediction
+from housing_mlops.data.table import Table
+from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.serving.service import Prediction
+from housing_mlops.training.candidates import candidates, voting
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 

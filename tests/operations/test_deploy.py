@@ -1,0 +1,414 @@
+"""What is deployed is checked here without a cluster: alert rules, dashboard, manifests, workflows, compose file."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import promql_parser
+import pytest
+import yaml
+
+from housing_mlops.config import Settings
+from housing_mlops.data.table import load_table
+from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.registry.store import install_bundle
+from housing_mlops.schema import load_dataset
+from housing_mlops.training.candidates import candidates
+from housing_mlops.training.export import export_bundle
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy/prometheus"
+DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
+MANIFESTS = ROOT / "deploy/kubernetes"
+KUBERNETES = "1.34.0"  # whose schemas the manifests are held against
+
+
+def program(name: str) -> str:
+    """The path of a program; the test is skipped where it is missing, and fails where CI=true."""
+    found = shutil.which(name)
+    if found is None:
+        why = f"{name} is not installed: apt-get install prometheus"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    return found
+
+
+def promtool(*args: str, cwd: Path = RULES) -> subprocess.CompletedProcess[str]:
+    command = [program("promtool"), *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+# Prometheus
+
+
+def test_configuration_and_rules_are_valid() -> None:
+    for args in (("config", "prometheus.yml"), ("rules", "alerts.yml")):
+        done = promtool("check", *args)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
+    done = promtool("test", "rules", "alerts_test.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rules() -> list[dict[str, Any]]:
+    text = (RULES / "alerts.yml").read_text(encoding="utf-8")
+    return [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+
+
+ALERTS = [rule["alert"] for rule in rules() if "alert" in rule]
+
+
+@pytest.mark.parametrize("wrong", ["vector(1)", "vector(1) > 2"], ids=["always", "never"])
+@pytest.mark.parametrize("alert", ALERTS)
+def test_a_wrong_expression_fails_the_alerts_own_test(
+    alert: str, wrong: str, tmp_path: Path
+) -> None:
+    given = yaml.safe_load((RULES / "alerts.yml").read_text(encoding="utf-8"))
+    [broken] = [r for g in given["groups"] for r in g["rules"] if r.get("alert") == alert]
+    broken["expr"] = wrong
+    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    shutil.copy(RULES / "alerts_test.yml", tmp_path)
+    done = promtool("test", "rules", "alerts_test.yml", cwd=tmp_path)
+    assert done.returncode == 1 and alert in done.stdout + done.stderr
+
+
+def test_every_alert_is_explained() -> None:
+    told = (ROOT / "deploy/README.md").read_text(encoding="utf-8")
+    for alert in ALERTS:
+        assert f"`{alert}`" in told, f"deploy/README.md says nothing about {alert}"
+
+
+# Grafana: the dashboard as a file, and every query of it asked
+
+
+def panels(dashboard: Path) -> list[dict[str, Any]]:
+    given: list[dict[str, Any]] = json.loads(dashboard.read_text(encoding="utf-8"))["panels"]
+    return [*given, *(inner for panel in given for inner in panel.get("panels", []))]
+
+
+QUERIES = sorted(
+    {t["expr"] for d in DASHBOARDS for p in panels(d) for t in p.get("targets", [])},
+)
+
+
+def test_dashboards_have_ids_of_their_own_and_panels_that_do_not_overlap() -> None:
+    given = [json.loads(d.read_text(encoding="utf-8")) for d in DASHBOARDS]
+    assert given and len({d["uid"] for d in given}) == len(given)
+    source = yaml.safe_load(
+        (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
+    )
+    uids = {s["uid"] for s in source["datasources"]}
+    for dashboard in DASHBOARDS:
+        every = panels(dashboard)
+        assert len({p["id"] for p in every}) == len(every)
+        for panel in every:
+            assert panel["title"] and (panel["type"] == "row" or panel["datasource"]["uid"] in uids)
+            place = panel["gridPos"]
+            assert place["x"] >= 0 and place["x"] + place["w"] <= 24, panel["title"]
+        for a, b in combinations(every, 2):
+            p, q = a["gridPos"], b["gridPos"]
+            apart = (
+                p["x"] + p["w"] <= q["x"]
+                or q["x"] + q["w"] <= p["x"]
+                or p["y"] + p["h"] <= q["y"]
+                or q["y"] + q["h"] <= p["y"]
+            )
+            assert apart, f"{a['title']!r} lies over {b['title']!r}"
+
+
+def plain(query: str) -> str:
+    return query.replace("$__rate_interval", "1m")
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_is_promql(query: str) -> None:
+    promql_parser.parse(plain(query))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    """Status and parsed body."""
+    data = None if body is None else json.dumps(body).encode()
+    kind = {"Content-Type": "application/json"} if data else {}
+    request = urllib.request.Request(url, data, {**kind, **(headers or {})})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            status, text = answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read().decode()
+    return status, json.loads(text) if text.startswith(("{", "[")) else text
+
+
+def until(what: str, true: Any, patience_s: float = 60) -> Any:
+    """What `true()` says once it says something; the test fails when it takes too long."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        try:
+            if said := true():
+                return said
+        except OSError:
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"{what} within {patience_s:g} s")
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prometheus that scraped an API which has been asked for everything."""
+    server, home = program("prometheus"), tmp_path_factory.mktemp("deploy")
+    table = load_table(load_dataset("boston"), Settings(home=home))
+    X, y = model_input(table.dataset, table.features), table.prices.to_numpy()
+    [ridge] = candidates(["Ridge"])
+    fitted = ridge.build(table.dataset, 42).fit(X, y)
+    about = {
+        "model": "Ridge",
+        "parameters": {},
+        "metrics": {"cv_rmse": 4.9, "cv_mae": 3.4},
+    }
+    off = y - np.asarray(fitted.predict(X))
+    export_bundle(home / "bundle", fitted, table, off, about)
+    install_bundle(home / "bundle", "1", Settings(home=home))
+
+    api, port = free_port(), free_port()
+    config = yaml.safe_load((RULES / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(RULES / "alerts.yml")]
+    config["scrape_configs"] = [
+        {**job, "static_configs": [{"targets": [f"127.0.0.1:{api}"]}]}
+        for job in config["scrape_configs"]
+        if job["job_name"] == "housing-api"
+    ]
+    (home / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    started = []
+
+    def start(name: str, command: list[str], **env: str) -> None:
+        with (home / f"{name}.log").open("wb") as log:
+            started.append(
+                subprocess.Popen(
+                    command,
+                    env={**os.environ, "HOUSING_HOME": str(home), **env},
+                    cwd=home,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+
+    try:
+        run = "from housing_mlops.cli import app; app()"
+        start("api", [sys.executable, "-c", run, "serve"], HOUSING_PORT=str(api))
+        start(
+            "prometheus",
+            [
+                server,
+                f"--config.file={home / 'prometheus.yml'}",
+                f"--storage.tsdb.path={home / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+        )
+        base, metrics = f"http://127.0.0.1:{api}", f"http://127.0.0.1:{port}"
+        until("the API is not ready", lambda: ask(f"{base}/readyz")[0] == 200)
+        until("Prometheus is not ready", lambda: ask(f"{metrics}/-/ready")[0] == 200)
+        until("nothing was scraped", lambda: value(metrics, 'up{job="housing-api"} == 1'))
+        # The first scrape of a series sets its counter; a rate needs one more that is larger.
+        for _ in range(2):
+            for row in table.features.head(40).to_dict("records"):
+                house = {k: None if v != v else v for k, v in row.items()}
+                status, answer = ask(f"{base}/predict", house)
+                assert status == 200, answer
+            assert ask(f"{base}/predict", {"nothing": 1})[0] == 422
+            assert ask(f"{base}/predict/batch", [table.dataset.example])[0] == 200
+            seen = value(metrics, "max(scrape_samples_scraped)")
+            time.sleep(2.2)
+            assert seen
+        until(
+            "the database has not got the prediction",
+            lambda: (
+                ask(f"{base}/feedback", {"prediction_id": answer["prediction_id"], "price": 24.0})[
+                    0
+                ]
+                == 200
+            ),
+        )
+        assert ask(f"{base}/monitoring/drift")[0] == 200
+        yield metrics
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            process.wait(20)
+
+
+def value(prometheus: str, query: str) -> list[Any]:
+    """The samples of an instant query."""
+    asked = urllib.parse.urlencode({"query": query})
+    status, said = ask(f"{prometheus}/api/v1/query?{asked}")
+    assert status == 200 and said["status"] == "success", said
+    result: list[Any] = said["data"]["result"]
+    return result
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_is_answered(prometheus: str, query: str) -> None:
+    samples = until(f"nothing answers {query}", lambda: value(prometheus, plain(query)), 15)
+    assert all(s["value"][1] != "NaN" for s in samples), samples
+
+
+def test_the_api_is_scraped_as_text_and_the_rules_are_loaded(prometheus: str) -> None:
+    assert value(prometheus, "housing_model_info")[0]["metric"]["model"] == "Ridge"
+    _, said = ask(f"{prometheus}/api/v1/rules")
+    loaded = [rule for group in said["data"]["groups"] for rule in group["rules"]]
+    assert {r["name"] for r in loaded} >= set(ALERTS)
+    until(
+        "a rule is not healthy",
+        lambda: all(
+            rule["health"] == "ok"
+            for group in ask(f"{prometheus}/api/v1/rules")[1]["data"]["groups"]
+            for rule in group["rules"]
+        ),
+        15,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", sorted({n for r in rules() for n in re.findall(r"housing_\w+", r["expr"])})
+)
+def test_every_metric_in_a_rule_exists(prometheus: str, name: str) -> None:
+    assert value(prometheus, name), f"the API has no metric {name}"
+
+
+# Kubernetes
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d]
+
+
+RESOURCES = sorted(
+    p for p in MANIFESTS.rglob("*.yaml") if p.name != "kustomization.yaml" and "patch" not in p.name
+)
+
+
+@pytest.mark.parametrize("path", RESOURCES, ids=lambda p: p.name)
+def test_a_manifest_fits_the_schema(path: Path) -> None:
+    import kubernetes_validate
+
+    for document in documents(path):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_a_manifest_that_is_wrong_is_found() -> None:
+    import kubernetes_validate
+
+    [deployment] = documents(MANIFESTS / "base/deployment.yaml")
+    deployment["spec"]["replica"] = 3
+    with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
+        kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
+
+
+def test_kustomizations_name_files_that_exist_and_leave_none_out() -> None:
+    for path in MANIFESTS.rglob("kustomization.yaml"):
+        [given] = documents(path)
+        named = [*given.get("resources", []), *(p["path"] for p in given.get("patches", []))]
+        assert all((path.parent / name).exists() for name in named), path
+        files = {p.name for p in path.parent.glob("*.yaml")} - {"kustomization.yaml"}
+        assert files <= set(named), f"{path}: {files - set(named)} are not used"
+
+
+def test_selectors_meet_the_pods_they_are_meant_for() -> None:
+    found = {d["kind"]: d for p in RESOURCES for d in documents(p) if p.parent.name == "base"}
+    pods = found["Deployment"]["spec"]["template"]
+    labels = pods["metadata"]["labels"].items()
+    for chosen in (
+        found["Deployment"]["spec"]["selector"]["matchLabels"],
+        found["Service"]["spec"]["selector"],
+        found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+    ):
+        assert chosen.items() <= labels
+    assert found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == "api"
+    [container] = pods["spec"]["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    known = {f"HOUSING_{name.upper()}" for name in Settings.model_fields}
+    jobs = found["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    for one in (container, *jobs):
+        given = {e["name"] for e in one.get("env", [])}
+        assert {n for n in given if n.startswith("HOUSING_")} <= known
+
+
+# The compose file and its environment
+
+
+def test_compose_names_settings_that_exist_and_publishes_on_loopback() -> None:
+    given = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    known = {f"HOUSING_{name.upper()}" for name in Settings.model_fields}
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert not re.findall(r"^HOUSING_\w+", example, re.M)  # they would change what runs outside
+    for name, service in given["services"].items():
+        wanted = {n for n in service.get("environment", {}) if n.startswith("HOUSING_")}
+        assert wanted <= known, name
+        assert service["mem_limit"] and service["restart"], name
+        for port in service.get("ports", []):
+            assert port.startswith("${BIND:-127.0.0.1}:"), name
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    for secret in re.findall(r"\$\{(\w+_PASSWORD)(.*?)\}", text):
+        assert secret[1].startswith(":?"), f"{secret[0]} has a default"
+
+
+def test_environment_is_made_once_with_passwords_of_its_own(tmp_path: Path) -> None:
+    target = tmp_path / ".env"
+    command = [sys.executable, str(ROOT / "deploy/make_env.py"), str(target)]
+
+    def make() -> dict[str, str]:
+        subprocess.run(command, check=True, capture_output=True)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        return dict(re.findall(r"^(\w+)=(.*)$", target.read_text(), re.M))
+
+    first = make()
+    secrets = {v for k, v in first.items() if k.endswith("_PASSWORD")}
+    assert len(secrets) == 4 and all(len(s) == 40 for s in secrets)
+    assert make() == first
+    target.write_text("POSTGRES_PASSWORD=mine\nAPI_PORT=8001\n")
+    later = make()
+    assert later["POSTGRES_PASSWORD"] == "mine" and later["API_PORT"] == "8001"
+    assert later.keys() == first.keys() and later["MLFLOW_DB_PASSWORD"]
+
+
+# Workflows
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda p: p.name
+)
+def test_a_workflow_asks_for_little_and_pins_what_it_uses(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    given = yaml.safe_load(text)
+    assert given["permissions"] in ({}, {"contents": "read"})
+    for name, job in given["jobs"].items():
+        assert job.get("timeout-minutes"), f"{name} has no limit of time"
+    for used in re.findall(r"uses: *(\S+)", text):
+        assert re.search(r"@[0-9a-f]{40}$", used), f"{used} is not pinned"
+    tasks = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    called = set(re.findall(r"\bmake ([a-z-]+)", text))
+    assert called and called <= tasks

@@ -1,0 +1,112 @@
+"""`housing-mlops up` and `serve` as processes: they start, answer, and end cleanly."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import free_port
+
+from housing_mlops.config import Settings
+from housing_mlops.registry.store import install_bundle
+
+COMMAND = [sys.executable, "-c", "from housing_mlops.cli import app; app()"]
+
+
+def run(home: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HOUSING_HOME": str(home), **environment},
+        cwd=home,
+    )
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
+    direct = [child for child, parent in pairs if parent == pid]
+    return direct + [grandchild for child in direct for grandchild in children(child)]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_up_serves_both_and_ends_both(
+    sign: signal.Signals, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    install_bundle(bundles["Ridge"], "1", Settings(home=tmp_path))
+    port, pages = free_port(), free_port()
+    process = run(tmp_path, "up", "--port", str(port), "--mlflow-port", str(pages))
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "Ctrl-C ends both" in line:
+            break
+    assert f"http://127.0.0.1:{port}/predict" in said, said
+    for url in (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{pages}/"):
+        with urllib.request.urlopen(url) as answer:
+            assert answer.status == 200
+    started = children(process.pid)
+    assert len(started) >= 2
+    process.send_signal(sign)
+    assert process.wait(60) == 0
+    assert process.stdout.read().endswith("Stopped.\n")
+    process.stdout.close()
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("words", [["up"], ["up", "--mlflow-port", "{port}"], ["serve"]])
+def test_a_taken_port_is_told_at_once(words: list[str], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        words = [w.format(port=port) for w in words]
+        other = str(free_port())
+        environment = {"HOUSING_PORT": other if "--mlflow-port" in words else port}
+        extra = ["--mlflow-port", other] if words == ["up"] else []
+        process = run(tmp_path, *words, *extra, **environment)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"Port {port} cannot be used" in said and "Traceback" not in said
+
+
+def test_a_part_that_ends_by_itself_ends_the_rest(bundles: dict[str, Path], tmp_path: Path) -> None:
+    install_bundle(bundles["Ridge"], "1", Settings(home=tmp_path))
+    (tmp_path / "mlflow.db").write_text("this is no database")
+    process = run(tmp_path, "up", "--port", str(free_port()), "--mlflow-port", str(free_port()))
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "MLflow ended by itself" in said
+
+
+def test_serve_without_a_model_says_what_to_run(tmp_path: Path) -> None:
+    port = free_port()
+    process = run(tmp_path, "serve", "--port", str(port))
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/livez").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz")
+        assert caught.value.code == 503
+        assert "make train" in json.loads(caught.value.read())["detail"]
+        caught.value.close()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    for line in said.splitlines():
+        json.loads(line)

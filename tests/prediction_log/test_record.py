@@ -1,0 +1,44 @@
+"""Identifiers of predictions: from several threads, after a fork, past a full counter."""
+
+import subprocess
+import sys
+import threading
+
+from housing_mlops.prediction_log import record as records
+from housing_mlops.prediction_log.record import new_id
+
+
+def test_ids_differ_between_threads() -> None:
+    made: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: made.extend([new_id() for _ in range(5000)]))
+        for _ in range(4)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(made)) == 20_000
+
+
+def test_ids_differ_after_a_fork() -> None:
+    program = """
+import os
+from housing_mlops.prediction_log import record as records
+next_id = records._id_source(lambda: 10**18)
+next_id()
+child = os.fork()
+os.write(1, f"{next_id()}\\n".encode())
+if child:
+    os.waitpid(child, 0)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert len(set(out.stdout.split())) == 2
+
+
+def test_ids_grow_past_a_full_counter() -> None:
+    next_id = records._id_source(lambda: 10**18)
+    made = [next_id() for _ in range(10_000)]
+    assert made == sorted(made)

@@ -1,0 +1,186 @@
+"""From the training notebook to a price over HTTP, through a real MLflow server."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from housing_mlops.config import Settings
+from housing_mlops.data.table import Table
+from housing_mlops.model.bundle import MODEL, BundleError
+from housing_mlops.operations.notebooks import RunError, train
+from housing_mlops.operations.up import Part
+from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.registry import store as registry
+from housing_mlops.registry.store import (
+    RegistryError,
+    cached_champion,
+    fetch_champion,
+    install_bundle,
+    promote,
+    register_bundle,
+)
+from housing_mlops.serving.api import create_app
+from housing_mlops.training.cross_validation import TrainingError, open_experiment
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / Settings().training_notebook
+QUICK = {"models": ["LinearRegression", "Ridge"], "folds": 3, "repeats": 1, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict, dict]:
+    """A home in which the same training ran twice, and what both said."""
+    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    return settings, train(QUICK, settings, NOTEBOOK), train(QUICK, settings, NOTEBOOK)
+
+
+def test_a_training_leaves_a_notebook_a_page_and_nested_runs(trained: tuple) -> None:
+    settings, first, _ = trained
+    folder = Path(first["folder"])
+    assert folder.parent == settings.path("runs")
+    assert (folder / "08_training.ipynb").is_file() and (folder / "08_training.html").is_file()
+    client = mlflow.MlflowClient(settings.tracking)
+    parent = client.get_run(first["run_id"])
+    assert {k: parent.data.params[k] for k in ("folds", "seed")} == {"folds": "3", "seed": "7"}
+    assert parent.data.tags["data_fingerprint"] and parent.data.tags["winner"] == first["winner"]
+    nested = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first['run_id']}'"
+    )
+    assert {r.info.run_name for r in nested} == {"LinearRegression", "Ridge", "Voting"}
+    for run in nested:
+        history = client.get_metric_history(run.info.run_id, "fold_rmse")
+        assert len(history) == 3
+        mean = np.mean([point.value for point in history])
+        assert np.isclose(mean, run.data.metrics["cv_rmse"])
+    kept = {a.path for a in client.list_artifacts(first["run_id"])}
+    assert {"comparison.png", "fit.png", "leaderboard.csv", "notebook"} <= kept
+    pages = {a.path for a in client.list_artifacts(first["run_id"], "notebook")}
+    assert pages == {"notebook/08_training.ipynb", "notebook/08_training.html"}
+
+
+def test_the_same_parameters_give_the_same_metrics(trained: tuple) -> None:
+    _, first, second = trained
+    assert first["metrics"] == second["metrics"]
+    assert (first["version"], second["version"]) == ("1", "2")
+    assert first["promoted"] and not second["promoted"], "an equal model is no better one"
+
+
+def test_mlflow_and_the_api_give_the_same_prices(trained: tuple, table: Table) -> None:
+    settings = trained[0]
+    mlflow.set_tracking_uri(settings.tracking)
+    X = model_input(table.dataset, table.features)
+    from_mlflow = mlflow.pyfunc.load_model("models:/housing@champion").predict(X)
+    with TestClient(create_app(settings)) as api:
+        answers = [api.post("/predict", json=row).json() for row in X.to_dict("records")]
+    from_api = np.array([a["prediction"] for a in answers])
+    assert np.abs(from_mlflow - from_api).max() < 1e-4 * table.prices.std()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"fold": 3}, "Did you mean folds"),
+        ({"folds": "three"}, "folds is a int"),
+        ({"models": ["Rigde"]}, "No model Rigde"),
+        ({"folds": 1}, "it takes 2 to"),
+        ({"dataset": "nowhere"}, "neither shipped"),
+        ({"tracking_uri": "http://127.0.0.1:9", "folds": 2}, "No MLflow at"),
+    ],
+)
+def test_a_training_that_cannot_be_done_says_why(
+    parameters: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RunError, match=said):
+        train({**QUICK, **parameters}, Settings(home=tmp_path), NOTEBOOK)
+
+
+def test_no_mlflow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrainingError, match="No MLflow at"):
+        open_experiment(Settings(tracking_uri="http://127.0.0.1:9"))
+
+
+def publish(bundle: Path, settings: Settings) -> str:
+    """The new version that `bundle` is registered as."""
+    with mlflow.start_run(experiment_id=open_experiment(settings)) as run:
+        pass
+    return register_bundle(bundle, run.info.run_id, settings)
+
+
+def test_a_server_fetches_over_http_and_survives_without(
+    mlflow_server: tuple[Settings, Part],
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer, _ = mlflow_server
+    first, second = (publish(bundles[name], trainer) for name in ("LinearRegression", "Ridge"))
+    serving = Settings(home=tmp_path, tracking_uri=trainer.tracking_uri, registry_poll_s=0)
+    assert fetch_champion(serving) is None, "nothing is promoted yet"
+    promote(first, trainer)
+    # what training cached stays on its own machine: the server has only HTTP
+    got = fetch_champion(serving)
+    assert got is not None and got.version == first and not got.problem
+    assert got.folder.is_relative_to(tmp_path)
+    with TestClient(create_app(serving)) as api:
+        assert api.get("/model/info").json()["model"] == "LinearRegression"
+        promote(second, trainer)
+        api.app.state.service.settings = serving.model_copy(
+            update={"tracking_uri": "http://127.0.0.1:9"}
+        )
+    assert cached_champion(serving).version == first
+    gone = serving.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    with TestClient(create_app(gone)) as api:
+        said = api.get("/health").json()
+        assert (said["status"], said["model_version"]) == ("degraded", first)
+        assert "out of reach" in said["checks"]["registry"]["detail"]
+        assert api.get("/readyz").status_code == 200
+    assert fetch_champion(serving).version == second
+    with pytest.raises(RegistryError, match="out of reach"):
+        fetch_champion(gone.model_copy(update={"home": tmp_path / "new"}))
+    with pytest.raises(RegistryError, match="no version 99"):
+        registry.fetch_version("99", serving)
+
+
+def test_a_bundle_that_was_tampered_with_is_refused_and_the_old_one_stays(
+    mlflow_server: tuple[Settings, Part], bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    trainer = mlflow_server[0].model_copy(update={"model_name": "tampered"})
+    good, bad = (publish(bundles[name], trainer) for name in ("LinearRegression", "Ridge"))
+    promote(good, trainer)
+    serving = trainer.model_copy(update={"home": tmp_path, "registry_poll_s": 0, "admin_keys": "k"})
+    serving = Settings(
+        **{
+            k: getattr(serving, k)
+            for k in ("home", "tracking_uri", "model_name", "registry_poll_s")
+        },
+        admin_keys="k",
+    )
+    with TestClient(create_app(serving)) as api:
+        promote(bad, trainer)
+        store = mlflow_server[0].path("mlartifacts")
+        for graph in store.rglob(f"Ridge/{MODEL}"):
+            graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+        answer = api.post("/admin/reload", headers={"X-API-Key": "k"}).json()
+        assert answer["model_version"] == good and "damaged" in answer["problem"]
+        said = api.get("/health").json()
+        assert said["status"] == "degraded" and "damaged" in said["checks"]["model"]["detail"]
+        assert api.get("/model/info").json()["model"] == "LinearRegression"
+
+
+def test_a_cache_that_was_tampered_with_is_refused(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path)
+    cached = install_bundle(bundles["Ridge"], "1", settings)
+    (cached / MODEL).write_bytes(b"")
+    with TestClient(create_app(settings)) as api:
+        assert api.get("/readyz").status_code == 503
+        said = api.get("/health")
+        assert said.status_code == 503 and "damaged" in json.dumps(said.json())
+    with pytest.raises(BundleError):
+        install_bundle(tmp_path / "none", "2", settings)
