@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from processes import free_port
 
 from housing_mlops.config import Settings, get_settings
 from housing_mlops.data.table import Table, load_table
@@ -64,13 +64,6 @@ def bundles(table: Table, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         found[name] = tmp_path_factory.mktemp("bundles") / name
         export_bundle(found[name], fitted, table, (y - fitted.predict(X)).to_numpy(), about)
     return found
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from processes import free_port
 
 from housing_mlops.config import Settings
 from housing_mlops.registry.store import install_bundle
