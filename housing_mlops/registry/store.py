@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import HousingError, Settings
+from ..files import replace_folder
 from housing_mlops.model.bundle import (
     INFO,
     MODEL,
@@ -31,7 +32,6 @@ from housing_mlops.model.bundle import (
     BundleInfo,
     open_bundle,
     read_info,
-    whole_folder,
 )
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def install_bundle(
     """The cached copy of a bundle, which is now what this machine serves; raises `BundleError`."""
     open_bundle(folder)
     cached = _shelf(settings) / f"{version}-{bundle_digest(folder)[:12]}"
-    with whole_folder(cached) as work:
+    with replace_folder(cached) as work:
         for name in (MODEL, REFERENCE, INFO):
             shutil.copyfile(folder / name, work / name)
     _point(settings, version, cached)
@@ -350,7 +350,7 @@ def _cache(settings: Settings, found: _Found) -> Path:
     if folder.is_dir():
         return folder
     try:
-        with whole_folder(folder) as work:
+        with replace_folder(folder) as work:
             _files(settings, found.uri, found.tags.get("folder", "bundle"), work)
             open_bundle(work)
             if bundle_digest(work) != digest:
