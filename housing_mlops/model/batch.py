@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from ..config import HousingError
-from .bundle import whole_file
+from ..files import replace_file
 from .inference import Model, row_of
 from ..schema import Dataset, Feature
 
@@ -49,7 +49,7 @@ def _cell(feature: Feature, text: str) -> float | str | None:
     except ValueError:
         return text  # the validation says what is wrong with it
 
-
+# %% ../../nbs/3_model/03_batch.ipynb #c3f426a6
 def _csv_pieces(path: Path, dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file, restval="")
@@ -70,7 +70,7 @@ def _parquet_pieces(path: Path, dataset: Dataset) -> Iterator[list[dict[str, Any
         for piece in file.iter_batches(PIECE, columns=dataset.columns):
             yield [{k: None if v != v else v for k, v in row.items()} for row in piece.to_pylist()]
 
-
+# %% ../../nbs/3_model/03_batch.ipynb #8aa5d9fb
 def read_pieces(
     path: Path,  # a `.csv` or `.parquet` file
     dataset: Dataset,  # the declaration
@@ -107,18 +107,14 @@ def price_piece(
         except ValidationError as error:
             said = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
             answers.append(Priced(None, said))
-    prices = iter(model.price_rows(rows).tolist() if rows else [])
-    return [a if a.error else Priced(float(f"{next(prices):.7g}"), "") for a in answers]
+    prices = iter(model.quote(rows).prices.tolist() if rows else [])
+    return [a if a.error else Priced(next(prices), "") for a in answers]
 
 # %% ../../nbs/3_model/03_batch.ipynb #e3561687
-class Count(NamedTuple):
-    """How many houses of a file were priced, and how many refused."""
-
-    priced: int
-    refused: int
+_Pieces = Iterable[list[dict[str, Any]]]  # pieces of a file that is written
 
 
-def _write_csv(path: Path, dataset: Dataset, pieces: Iterable[list[dict[str, Any]]]) -> None:
+def _write_csv(path: Path, dataset: Dataset, pieces: _Pieces) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*dataset.columns, "prediction", "error"])
         writer.writeheader()
@@ -126,7 +122,7 @@ def _write_csv(path: Path, dataset: Dataset, pieces: Iterable[list[dict[str, Any
             writer.writerows(piece)
 
 
-def _write_parquet(path: Path, dataset: Dataset, pieces: Iterable[list[dict[str, Any]]]) -> None:
+def _write_parquet(path: Path, dataset: Dataset, pieces: _Pieces) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -138,7 +134,7 @@ def _write_parquet(path: Path, dataset: Dataset, pieces: Iterable[list[dict[str,
     schema = pa.schema([*kinds, ("prediction", pa.float64()), ("error", pa.string())])
     with parquet.ParquetWriter(path, schema) as writer:
         for piece in pieces:
-            for row in piece:  # a refused value may be text where the column holds numbers
+            for row in piece:
                 if row["error"]:
                     row.update({n: _number(row[n]) for n, kind in kinds if kind == pa.float64()})
             writer.write_table(pa.Table.from_pylist(piece, schema))
@@ -146,6 +142,34 @@ def _write_parquet(path: Path, dataset: Dataset, pieces: Iterable[list[dict[str,
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
+
+# %% ../../nbs/3_model/03_batch.ipynb #0e2ce316
+class Count(NamedTuple):
+    """How many houses of a file were priced, and how many refused."""
+
+    priced: int = 0
+    refused: int = 0
+
+
+class _Pricing:
+    """The rows of the output, piece by piece, and how many there were of each kind."""
+
+    def __init__(self, model: Model, source: Path, progress: bool) -> None:
+        self.model, self.source, self.progress = model, source, progress
+        self.count = Count()
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        with tqdm(unit=" houses", disable=not self.progress) as bar:
+            for houses in read_pieces(self.source, self.model.dataset):
+                answers = price_piece(self.model, houses)
+                refused = sum(bool(a.error) for a in answers)
+                priced = len(answers) - refused
+                self.count = Count(self.count.priced + priced, self.count.refused + refused)
+                bar.update(len(answers))
+                yield [
+                    {**house, "prediction": a.price, "error": a.error}
+                    for house, a in zip(houses, answers, strict=True)
+                ]
 
 
 def price_file(
@@ -158,24 +182,10 @@ def price_file(
     writers = {".csv": _write_csv, ".parquet": _write_parquet}
     if target.suffix not in writers:
         raise BatchError(f"{target} is neither .csv nor .parquet.")
-    refused = total = 0
-
-    def priced() -> Iterator[list[dict[str, Any]]]:
-        nonlocal refused, total
-        with tqdm(unit=" houses", disable=not progress) as bar:
-            for houses in read_pieces(source, model.dataset):
-                answers = price_piece(model, houses)
-                refused += sum(bool(a.error) for a in answers)
-                total += len(answers)
-                bar.update(len(answers))
-                yield [
-                    {**h, "prediction": a.price, "error": a.error}
-                    for h, a in zip(houses, answers, strict=True)
-                ]
-
+    pricing = _Pricing(model, source, progress)
     try:
-        with whole_file(target) as work:
-            writers[target.suffix](work, model.dataset, priced())
+        with replace_file(target) as work:
+            writers[target.suffix](work, model.dataset, pricing)
     except OSError as error:
         raise BatchError(f"{target} cannot be written: {error}") from None
-    return Count(total - refused, refused)
+    return pricing.count
