@@ -42,9 +42,9 @@ def make(
         forest = make_pipeline(SimpleImputer(), RandomForestRegressor(200, random_state=42))
         joblib.dump(forest.fit(X.to_numpy(), y), folder / "naive.joblib")
         joblib.dump(model, folder / f"{bundle.name}.joblib")
-        margin = {"coverage": 0.9, "half_width": 4.2}
+        interval = {"coverage": 0.9, "half_width": 4.2}
         name = "Voting" if len(chosen) > 1 else chosen[0].name
-        about = {"model": name, "parameters": {}, "metrics": {}, "interval": margin}
+        about = {"model": name, "parameters": {}, "metrics": {}, "interval": interval}
         export_bundle(bundle, model, table, np.zeros(1), about)
     Model.open(bundle, "1")
     return bundle

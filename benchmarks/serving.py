@@ -267,7 +267,7 @@ def main() -> None:
     make(out / "models")
     rows = houses()
     model = Model.open(bundle, "1")
-    prices = np.array([model.price_one([row[c] for c in BOSTON.columns]) for row in rows])
+    prices = model.quote([[row[c] for c in BOSTON.columns] for row in rows]).prices
     forest = joblib.load(out / "models" / "naive.joblib")
     numbers = np.array([[row[c] for c in BOSTON.columns] for row in rows], dtype=float)
     constant = np.full(len(rows), 24.0)
@@ -332,7 +332,7 @@ def main() -> None:
             home / "this",
             accepted,
             [*rows, BOSTON.example],
-            np.append(prices, model.price_one(list(BOSTON.example.values()))),
+            np.append(prices, model.quote([list(BOSTON.example.values())]).prices),
         )
     medians = table(runs, servers)
     found = ratios(runs, medians)
