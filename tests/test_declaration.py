@@ -11,7 +11,7 @@ from housing_mlops.config import Settings
 from housing_mlops.data.table import Table
 from housing_mlops.operations.notebooks import train
 from housing_mlops.preprocessing.pipeline import model_input
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.serving.api import create_app
 from housing_mlops.training.candidates import CANDIDATES
 from housing_mlops.training.export import export_bundle
@@ -57,6 +57,7 @@ def flats(tmp_path: Path) -> Path:
     return tmp_path / "flats.toml"
 
 
+@pytest.mark.train
 def test_a_table_with_text_and_gaps_is_trained_and_priced(flats: Path, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, dataset=str(flats))
     quick = {

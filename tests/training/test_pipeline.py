@@ -12,19 +12,15 @@ from housing_mlops.config import Settings
 from housing_mlops.data.table import Table
 from housing_mlops.model.bundle import MODEL, BundleError
 from housing_mlops.operations.notebooks import RunError, train
-from housing_mlops.operations.up import Part
+from housing_mlops.operations.up import Process
 from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.registry import store as registry
-from housing_mlops.registry.store import (
-    RegistryError,
-    cached_champion,
-    fetch_champion,
-    install_bundle,
-    promote,
-    register_bundle,
-)
+from housing_mlops.registry.aliases import promote
+from housing_mlops.registry.fetch import fetch_champion
+from housing_mlops.registry.shelf import cached_champion, install_bundle
+from housing_mlops.registry.store import RegistryError, register_bundle
 from housing_mlops.serving.api import create_app
-from housing_mlops.training.cross_validation import TrainingError, open_experiment
+from housing_mlops.training.tracking import open_experiment
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / Settings().training_notebook
 QUICK = {"models": ["LinearRegression", "Ridge"], "folds": 3, "repeats": 1, "seed": 7}
@@ -32,11 +28,12 @@ QUICK = {"models": ["LinearRegression", "Ridge"], "folds": 3, "repeats": 1, "see
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict, dict]:
-    """A home in which the same training ran twice, and what both said."""
+    """A home in which the same training ran twice, and both summaries."""
     settings = Settings(home=tmp_path_factory.mktemp("home"))
     return settings, train(QUICK, settings, NOTEBOOK), train(QUICK, settings, NOTEBOOK)
 
 
+@pytest.mark.train
 def test_a_training_leaves_a_notebook_a_page_and_nested_runs(trained: tuple) -> None:
     settings, first, _ = trained
     folder = Path(first["folder"])
@@ -55,12 +52,13 @@ def test_a_training_leaves_a_notebook_a_page_and_nested_runs(trained: tuple) -> 
         assert len(history) == 3
         mean = np.mean([point.value for point in history])
         assert np.isclose(mean, run.data.metrics["cv_rmse"])
-    kept = {a.path for a in client.list_artifacts(first["run_id"])}
-    assert {"comparison.png", "fit.png", "leaderboard.csv", "notebook"} <= kept
+    logged = {a.path for a in client.list_artifacts(first["run_id"])}
+    assert {"comparison.png", "fit.png", "leaderboard.csv", "notebook"} <= logged
     pages = {a.path for a in client.list_artifacts(first["run_id"], "notebook")}
     assert pages == {"notebook/08_training.ipynb", "notebook/08_training.html"}
 
 
+@pytest.mark.train
 def test_the_same_parameters_give_the_same_metrics(trained: tuple) -> None:
     _, first, second = trained
     assert first["metrics"] == second["metrics"]
@@ -68,6 +66,7 @@ def test_the_same_parameters_give_the_same_metrics(trained: tuple) -> None:
     assert first["promoted"] and not second["promoted"], "an equal model is no better one"
 
 
+@pytest.mark.train
 def test_mlflow_and_the_api_give_the_same_prices(trained: tuple, table: Table) -> None:
     settings = trained[0]
     mlflow.set_tracking_uri(settings.tracking)
@@ -79,8 +78,9 @@ def test_mlflow_and_the_api_give_the_same_prices(trained: tuple, table: Table) -
     assert np.abs(from_mlflow - from_api).max() < 1e-4 * table.prices.std()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [
         ({"fold": 3}, "Did you mean folds"),
         ({"folds": "three"}, "folds is a int"),
@@ -91,17 +91,11 @@ def test_mlflow_and_the_api_give_the_same_prices(trained: tuple, table: Table) -
     ],
 )
 def test_a_training_that_cannot_be_done_says_why(
-    parameters: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parameters: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         train({**QUICK, **parameters}, Settings(home=tmp_path), NOTEBOOK)
-
-
-def test_no_mlflow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrainingError, match="No MLflow at"):
-        open_experiment(Settings(tracking_uri="http://127.0.0.1:9"))
 
 
 def publish(bundle: Path, settings: Settings) -> str:
@@ -111,8 +105,9 @@ def publish(bundle: Path, settings: Settings) -> str:
     return register_bundle(bundle, run.info.run_id, settings)
 
 
+@pytest.mark.process
 def test_a_server_fetches_over_http_and_survives_without(
-    mlflow_server: tuple[Settings, Part],
+    mlflow_server: tuple[Settings, Process],
     bundles: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,9 +130,9 @@ def test_a_server_fetches_over_http_and_survives_without(
     assert cached_champion(serving).version == first
     gone = serving.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
     with TestClient(create_app(gone)) as api:
-        said = api.get("/health").json()
-        assert (said["status"], said["model_version"]) == ("degraded", first)
-        assert "out of reach" in said["checks"]["registry"]["detail"]
+        health = api.get("/health").json()
+        assert (health["status"], health["model_version"]) == ("degraded", first)
+        assert "out of reach" in health["checks"]["registry"]["detail"]
         assert api.get("/readyz").status_code == 200
     assert fetch_champion(serving).version == second
     with pytest.raises(RegistryError, match="out of reach"):
@@ -146,8 +141,9 @@ def test_a_server_fetches_over_http_and_survives_without(
         registry.fetch_version("99", serving)
 
 
+@pytest.mark.process
 def test_a_bundle_that_was_tampered_with_is_refused_and_the_old_one_stays(
-    mlflow_server: tuple[Settings, Part], bundles: dict[str, Path], tmp_path: Path
+    mlflow_server: tuple[Settings, Process], bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     trainer = mlflow_server[0].model_copy(update={"model_name": "tampered"})
     good, bad = (publish(bundles[name], trainer) for name in ("LinearRegression", "Ridge"))
@@ -167,8 +163,8 @@ def test_a_bundle_that_was_tampered_with_is_refused_and_the_old_one_stays(
             graph.write_bytes(graph.read_bytes()[:-1] + b"x")
         answer = api.post("/admin/reload", headers={"X-API-Key": "k"}).json()
         assert answer["model_version"] == good and "damaged" in answer["problem"]
-        said = api.get("/health").json()
-        assert said["status"] == "degraded" and "damaged" in said["checks"]["model"]["detail"]
+        health = api.get("/health").json()
+        assert health["status"] == "degraded" and "damaged" in health["checks"]["model"]["detail"]
         assert api.get("/model/info").json()["model"] == "LinearRegression"
 
 
@@ -180,7 +176,7 @@ def test_a_cache_that_was_tampered_with_is_refused(
     (cached / MODEL).write_bytes(b"")
     with TestClient(create_app(settings)) as api:
         assert api.get("/readyz").status_code == 503
-        said = api.get("/health")
-        assert said.status_code == 503 and "damaged" in json.dumps(said.json())
+        health = api.get("/health")
+        assert health.status_code == 503 and "damaged" in json.dumps(health.json())
     with pytest.raises(BundleError):
         install_bundle(tmp_path / "none", "2", settings)

@@ -1,0 +1,62 @@
+"""The candidates: which there are, and the Gaussian process that scikit-learn has not."""
+
+import numpy as np
+import pytest
+
+from housing_mlops.data.table import Table
+from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.training.candidates import (
+    CANDIDATES,
+    GaussianProcess,
+    UnknownModel,
+    candidates,
+    voting,
+)
+
+
+@pytest.fixture(scope="module")
+def standardised(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The features on one scale, and the prices."""
+    X = table.features
+    return ((X - X.mean()) / X.std()).to_numpy(), table.prices.to_numpy()
+
+
+def test_a_stranger_is_named_beside_those_there_are() -> None:
+    with pytest.raises(UnknownModel, match=r"No model Rigde\. There are LinearRegression, Ridge"):
+        candidates(["Ridge", "Rigde"])
+
+
+def test_candidates_keep_the_order_of_the_list() -> None:
+    names = ["Ridge", "LinearRegression"]
+    assert [c.name for c in candidates(names)] == ["LinearRegression", "Ridge"]
+    assert [c.name for c in candidates([])] == list(CANDIDATES)
+
+
+def test_a_gaussian_process_learns_from_a_sample_of_a_large_table(
+    standardised: tuple[np.ndarray, np.ndarray],
+) -> None:
+    z, y = standardised
+    first, second, other = (
+        GaussianProcess(iterations=2, max_rows=100, random_state=seed).fit(z, y)
+        for seed in (0, 0, 1)
+    )
+    assert len(first.process_.X_train_) == 100
+    assert np.array_equal(first.predict(z), second.predict(z))
+    assert not np.array_equal(first.predict(z), other.predict(z))
+    assert first.score(z, y) > 0.6
+
+
+def test_a_gaussian_process_does_as_well_in_another_unit(
+    standardised: tuple[np.ndarray, np.ndarray],
+) -> None:
+    z, y = standardised
+    thousands = GaussianProcess(iterations=2).fit(z[::5], y[::5]).predict(z)
+    dollars = GaussianProcess(iterations=2).fit(z[::5], 1000 * y[::5]).predict(z)
+    assert np.allclose(dollars, 1000 * thousands)
+
+
+def test_a_vote_is_the_average_of_its_members(table: Table) -> None:
+    X, y = model_input(table.dataset, table.features), table.prices
+    pair = candidates(["Ridge", "HistGradientBoosting"])
+    alone = [m.build(table.dataset, 0).fit(X, y).predict(X) for m in pair]
+    assert np.allclose(voting(table.dataset, pair, 0).fit(X, y).predict(X), np.mean(alone, axis=0))
