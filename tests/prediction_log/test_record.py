@@ -4,8 +4,9 @@ import subprocess
 import sys
 import threading
 
-from housing_mlops.prediction_log import record as records
-from housing_mlops.prediction_log.record import new_id
+import pytest
+
+from housing_mlops.prediction_log.record import id_source, new_id
 
 
 def test_ids_differ_between_threads() -> None:
@@ -21,11 +22,12 @@ def test_ids_differ_between_threads() -> None:
     assert len(set(made)) == 20_000
 
 
+@pytest.mark.process
 def test_ids_differ_after_a_fork() -> None:
     program = """
 import os
-from housing_mlops.prediction_log import record as records
-next_id = records._id_source(lambda: 10**18)
+from housing_mlops.prediction_log.record import id_source
+next_id = id_source(lambda: 10**18)
 next_id()
 child = os.fork()
 os.write(1, f"{next_id()}\\n".encode())
@@ -39,6 +41,6 @@ if child:
 
 
 def test_ids_grow_past_a_full_counter() -> None:
-    next_id = records._id_source(lambda: 10**18)
+    next_id = id_source(lambda: 10**18)
     made = [next_id() for _ in range(10_000)]
     assert made == sorted(made)

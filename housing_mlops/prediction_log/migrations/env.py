@@ -1,4 +1,4 @@
-"""How Alembic runs the migrations: on the connection that `history.migrate` hands over."""
+"""How Alembic runs the migrations: on the connection that `database.migrate` hands over."""
 
 from alembic import context
 

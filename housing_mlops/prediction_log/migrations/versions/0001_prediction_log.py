@@ -1,4 +1,4 @@
-"""Predictions and the prices that houses really fetched."""
+"""Predictions, and the actual prices that are reported for them."""
 
 import sqlalchemy as sa
 from alembic import op
