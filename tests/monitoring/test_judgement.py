@@ -1,0 +1,99 @@
+"""The alarm: what it takes to raise it, and what it says."""
+
+import json
+
+import numpy as np
+import pytest
+from flats import join, rows
+
+from housing_mlops.data.table import load_table
+from housing_mlops.monitoring.drift import DriftError, DriftReference, Observations
+from housing_mlops.monitoring.judgement import as_observations, judge
+from housing_mlops.prediction_log.queries import Window
+from housing_mlops.schema import load_dataset
+
+
+def test_drift_needs_two_windows_that_name_the_same_column(known):
+    quiet, moved = rows(400, 18), rows(400, 19, shift=-0.8)
+    other = rows(100, 20, districts=(0.1, 0.1, 0.1, 0.7))
+    assert judge(known, quiet).verdict == "ok"
+    once = judge(known, join(quiet, moved.newest(100)))
+    assert once.verdict == "ok" and "area" in once.suspects and once.features == ()
+    twice = judge(known, join(quiet, moved.newest(200)))
+    assert twice.verdict == "drift" and "area" in twice.features
+    differing = judge(known, join(quiet, other, moved.newest(100)), windows=(100,))
+    assert differing.verdict == "ok" and "area" in differing.suspects
+
+
+def test_one_window_alone_clears_but_does_not_accuse(known):
+    assert judge(known, rows(150, 21)).verdict == "ok"
+    suspicion = judge(known, rows(150, 22, shift=-1.0))
+    assert suspicion.verdict == "unknown" and "area" in suspicion.suspects
+
+
+def test_a_degenerate_column_raises_the_alarm(known):
+    window = rows(400, 23)
+    window.numbers[:, 0] = 80
+    found = judge(known, window)
+    assert found.verdict == "drift" and found.features == found.degenerate == ("area",)
+
+
+def test_the_steady_pair_keeps_the_alarm_standing(known):
+    lasting = [rows(400, seed, shift=-0.5) for seed in range(30, 60)]
+    quick = sum(judge(known, r, windows=(100,)).verdict == "drift" for r in lasting)
+    both = sum(judge(known, r).verdict == "drift" for r in lasting)
+    assert both >= 28 > quick
+
+
+def test_a_window_longer_than_the_log_is_judged_by_what_there_is(known):
+    found = judge(known, rows(150, 24), windows=(1000,))
+    assert found.verdict == "ok" and found.report.rows == 150
+    with pytest.raises(DriftError, match="at least 100"):
+        judge(known, rows(150, 24), windows=(50,))
+    with pytest.raises(DriftError, match="at least 100"):
+        judge(known, rows(150, 24), windows=())
+
+
+def test_a_judgement_is_json_without_nan(known):
+    blank = Observations(np.full((300, 3), np.nan), np.full((300, 1), ""), np.full(300, np.nan))
+    for window in (rows(0, 0), rows(150, 1), rows(400, 2, shift=-0.5, residuals=300), blank):
+        payload = json.loads(json.dumps(judge(known, window).as_dict(), allow_nan=False))
+        assert payload["verdict"] in ("ok", "drift", "unknown")
+        assert set(payload["degenerate"]) <= set(payload["features"])
+        assert len(payload["report"]["features"]) == 6
+
+
+def test_the_table_itself_is_quiet_until_its_rooms_fall():
+    houses = load_table(load_dataset("boston")).features
+    table, RM = houses.to_numpy(dtype=float), houses.columns.get_loc("RM")
+    old = DriftReference(table, np.empty((506, 0)), table[:, RM] * 9, columns=houses.columns)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        order = np.concatenate([rng.permutation(506) for _ in range(5)])[:2400]
+        live = table[order]
+        live[2000:, RM] -= table[:, RM].std() / 2
+        stream = Observations(live, np.empty((2400, 0)), live[:, RM] * 9)
+        found = [judge(old, stream.newest(400, skip=2400 - end)) for end in range(25, 2401, 25)]
+        spoken = [judgement.verdict for judgement in found]
+        assert "drift" not in spoken[:80] and spoken[79] == "ok"
+        assert spoken[-1] == "drift" and "RM" in found[-1].features
+
+
+def test_the_rows_of_the_log_become_observations():
+    window = Window(
+        numbers=np.array([[0.538, np.nan], [2.0, 3.0]]),
+        categories=np.array([["Belem"], [None]], dtype=object),
+        prices=np.array([10.0, 20.0]),
+        actual=np.array([np.nan, 21.5]),
+        times=np.array([0, 1], dtype="datetime64[us]"),
+        versions=["1", "1"],
+    )
+    found = as_observations(window)
+    assert found.texts.tolist() == [["Belem"], [""]] and found.residuals.tolist() == [1.5]
+    assert found.numbers[0, 0] == float(np.float32(0.538)) != 0.538, "as the reference holds it"
+    assert np.isnan(found.numbers[0, 1])
+
+
+def test_no_rows_at_all_are_unknown(known):
+    nobody = Observations(np.empty((0, 3)), np.empty((0, 1), dtype=np.str_), ())
+    assert judge(known, nobody).verdict == "unknown"

@@ -1,0 +1,125 @@
+"""Simulation: it decides as production does, and counts what it should."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flats import DISTRICTS, reference
+
+from housing_mlops.monitoring.drift import DriftError, DriftReference
+from housing_mlops.monitoring.judgement import WINDOWS, judge
+from housing_mlops.monitoring.simulation import (
+    STEP,
+    SimulationResult,
+    draw_reference,
+    draw_stream,
+    first_alarm,
+    shift_stream,
+    simulate,
+    simulate_all,
+    simulation_table,
+)
+
+# Simulation and production
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, (100,), (200,), (150, 300)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_simulation_raises_the_alarm_when_production_does(known, seed, windows):
+    rng = np.random.default_rng(seed)
+    old, places = draw_reference(known, "resampled", rng)
+    stream = draw_stream(known, places, 1100, rng)
+    stream = shift_stream(stream, known, "area", -0.35, 400, rng)
+    stream.numbers[850:, 1] = 1990  # a column that breaks
+    ends = range(STEP, len(stream) + 1, STEP)
+    judged = {end: judge(old, stream.newest(end, skip=len(stream) - end), windows) for end in ends}
+    for past in range(0, 1100, 150):
+        for feature in (None, "area", "year"):
+            alarms = [
+                end - past
+                for end, j in judged.items()
+                if end > past and (feature in j.features if feature else j.verdict == "drift")
+            ]
+            assert first_alarm(old, stream, past, feature, windows) == min(alarms, default=None)
+    assert "year" in judged[1100].degenerate
+
+
+# Simulation
+
+
+def test_a_simulation_is_quiet_without_drift_and_finds_it_with(known):
+    quiet = simulate(known, rows=1000, runs=10, progress=False)
+    assert quiet.share() <= 0.1
+    moved = simulate(known, rows=500, runs=10, shift=-0.5, feature="area", progress=False)
+    assert moved.share() >= 0.9 and moved.median is not None and moved.median <= 250
+    again = simulate(known, rows=500, runs=10, shift=-0.5, feature="area", progress=False)
+    assert again == moved
+
+
+@pytest.mark.parametrize("mode", ["same", "split", "resampled"])
+def test_modes_and_designs(known, mode):
+    found = simulate(known, rows=200, runs=2, mode=mode, windows=(100,), checks=1, progress=False)
+    assert found.mode == mode and found.windows == (100,) and found.checks == 1
+
+
+def test_a_flag_moves_by_its_share(known):
+    up = simulate(known, rows=500, runs=5, shift=0.8, feature="lift", progress=False)
+    assert up.share() == 1.0
+    down = simulate(known, rows=500, runs=5, shift=-5, feature="lift", progress=False)
+    assert down.share() == 1.0  # all of them flipped: degenerate
+
+
+def test_moved_houses_are_priced_again(known):
+    priced = []
+
+    def predict(numbers, texts):
+        priced.append((numbers.shape, texts.shape))
+        return numbers[:, 0] * 3
+
+    simulate(known, rows=200, runs=1, shift=1, feature="area", predict=predict, progress=False)
+    assert priced == [((200, 3), (200, 1))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shift": 0.5}, "together"),
+        ({"feature": "area"}, "together"),
+        ({"shift": 0.5, "feature": "district"}, "area, year, lift"),
+        ({"windows": (110,)}, "divides"),
+        ({"runs": 0}, "at least one run"),
+        ({"step": 0}, "at least one run"),
+        ({"mode": "live"}, "resampled, same or split"),
+        ({"windows": (20,)}, "at least 100"),
+    ],
+)
+def test_a_simulation_that_cannot_be_is_refused(known, arguments, message):
+    with pytest.raises(DriftError, match=message):
+        simulate(known, progress=False, **arguments)
+
+
+def test_a_table_too_small_to_simulate_is_refused():
+    with pytest.raises(DriftError, match="table of at least 100"):
+        simulate(reference(60), progress=False)
+
+
+def test_the_table_of_results():
+    some = SimulationResult("x", -0.5, "same", 500, (100,), 25, 2, (100, 200, None, 300))
+    none = replace(some, alarms=(None, None, 100))
+    assert some.share() == 0.75 and some.share(within=200) == 0.5 and some.median == 250
+    assert none.median is None and 0 < none.interval[0] < 1 / 3 < none.interval[1] < 1
+    lines = simulation_table([some, replace(some, feature=None)])
+    assert [row["feature"] for row in lines] == ["x", "none (quiet)"]
+    assert json.dumps(lines, allow_nan=False)
+
+
+def test_all_features_in_turn(known):
+    found = simulate_all(known, runs=1, rows=100, horizon=100, progress=False)
+    assert [r.feature for r in found] == [None, "area", "year", "lift"]
+
+
+def test_a_table_of_categories_alone_is_simulated():
+    rng = np.random.default_rng(0)
+    texts = DriftReference(np.empty((300, 0)), rng.choice(DISTRICTS, (300, 1)), (), columns=("d",))
+    assert simulate(texts, rows=200, runs=2, progress=False).runs == 2
