@@ -6,15 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
-from processes import free_port
+from processes import ask, free_port, until
 
 from housing_mlops.config import Settings
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
+
+pytestmark = pytest.mark.process
 
 COMMAND = [sys.executable, "-c", "from housing_mlops.cli import app; app()"]
 
@@ -45,15 +45,14 @@ def test_up_serves_both_and_ends_both(
     port, pages = free_port(), free_port()
     process = run(tmp_path, "up", "--port", str(port), "--mlflow-port", str(pages))
     assert process.stdout is not None
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if "Ctrl-C ends both" in line:
             break
-    assert f"http://127.0.0.1:{port}/predict" in said, said
+    assert f"http://127.0.0.1:{port}/predict" in output, output
     for url in (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{pages}/"):
-        with urllib.request.urlopen(url) as answer:
-            assert answer.status == 200
+        assert ask(url)[0] == 200
     started = children(process.pid)
     assert len(started) >= 2
     process.send_signal(sign)
@@ -76,37 +75,32 @@ def test_a_taken_port_is_told_at_once(words: list[str], tmp_path: Path) -> None:
         environment = {"HOUSING_PORT": other if "--mlflow-port" in words else port}
         extra = ["--mlflow-port", other] if words == ["up"] else []
         process = run(tmp_path, *words, *extra, **environment)
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"Port {port} cannot be used" in said and "Traceback" not in said
+    assert f"Port {port} cannot be used" in output and "Traceback" not in output
 
 
-def test_a_part_that_ends_by_itself_ends_the_rest(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_a_process_that_ends_by_itself_ends_the_rest(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
     install_bundle(bundles["Ridge"], "1", Settings(home=tmp_path))
     (tmp_path / "mlflow.db").write_text("this is no database")
     process = run(tmp_path, "up", "--port", str(free_port()), "--mlflow-port", str(free_port()))
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "MLflow ended by itself" in said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "MLflow ended by itself" in output
 
 
 def test_serve_without_a_model_says_what_to_run(tmp_path: Path) -> None:
     port = free_port()
     process = run(tmp_path, "serve", "--port", str(port))
+    address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/livez").close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz")
-        assert caught.value.code == 503
-        assert "make train" in json.loads(caught.value.read())["detail"]
-        caught.value.close()
+        until(lambda: ask(f"{address}/livez")[0] == 200, what="the server")
+        status, problem = ask(f"{address}/readyz")
+        assert status == 503 and "make train" in problem["detail"]
     finally:
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    for line in said.splitlines():
+    for line in output.splitlines():
         json.loads(line)
