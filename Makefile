@@ -11,15 +11,19 @@ SHELL       := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export MLFLOW_DISABLE_TELEMETRY := true
+# Tests start hundreds of interpreters: compiled modules are kept, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 env   := .venv/.made
 exact := preprocessing/pipeline model/inference serving/guards serving/service serving/routes serving/fast_path serving/protocol serving/api
+# A worker a core; tests that share something stay together.
+parallel := -n logical --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train report test bench lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
+.PHONY: help serve train report check test notebooks bench lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -34,14 +38,14 @@ train: $(env) ## run the training notebook, e.g. ARGS="-p models '[\"Ridge\"]' -
 report: $(env) ## write what the prediction log holds as a page under runs/, e.g. ARGS="--window 5000"
 	@exec housing-mlops report $(ARGS)
 
-test: $(env) ## notebooks, their examples against the package, pytest; then coverage
-	@set -e; home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
-	export HOUSING_HOME=$$home MPLBACKEND=agg; \
-	echo "== notebooks as they are written (nbdev_test)"; \
-	nbdev_test --n_workers 1 --timing; \
-	echo "== their examples against the package, and tests/ (pytest)"; \
-	rm -f .coverage .coverage.*; \
-	coverage run -m pytest -q $(ARGS); \
+check: $(env) ## in a minute: format, lint, types, what is generated, and the tests that start no process
+	@$(MAKE) -s lint
+	@pytest -q $(parallel) -m "not (process or database or browser or train)" $(ARGS)
+
+ifeq ($(ARGS),)
+test: $(env) ## every notebook's examples against the package, and tests/; then coverage. ARGS="-k drift": only these
+	@set -e; rm -f .coverage .coverage.*; \
+	coverage run -m pytest -q $(parallel); \
 	coverage combine -q; \
 	echo "== coverage: 95 % of all, 100 % of $(exact)"; \
 	coverage report; \
@@ -50,6 +54,14 @@ test: $(env) ## notebooks, their examples against the package, pytest; then cove
 	  coverage report --include=housing_mlops/$$module.py --fail-under=100 >/dev/null || \
 	  { echo "housing_mlops/$$module.py is not covered in full."; exit 2; }; \
 	done
+else
+test: $(env)
+	@pytest -q $(ARGS)
+endif
+
+notebooks: $(env) ## run the notebooks as they are written, e.g. ARGS="--path nbs/7_monitoring"
+	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
+	HOUSING_HOME=$$home MPLBACKEND=agg nbdev_test --n_workers 1 --timing $(ARGS)
 
 bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS=--quick takes a minute
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }

@@ -29,7 +29,7 @@ from sphinx.cmd.build import main as sphinx
 
 OUT = ROOT / "_docs"
 TOP = {"cli": "commands"}  # notebooks in no room that are not the ground
-PAGES = {"README.md": "index.ipynb", "QUICKSTART.md": "quickstart.md"}
+GUIDES = {"QUICKSTART.md": "quickstart", "CONTRIBUTING.md": "contributing"}  # and their pages
 TICKED = re.compile(r"(?<![\[`])`([A-Za-z]\w*)(?:\(\))?`(?![`\]])")
 NO_EVAL = re.compile(r"^#\| *eval: *false", re.M)
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -168,8 +168,10 @@ def on_site(
     def move(target: str) -> str:
         path, fragment = from_root(target, folder)
         up = "../" * page.count("/")
-        if path in PAGES:
-            return up + PAGES[path] + fragment
+        if path == "README.md":
+            return up + "index.ipynb" + fragment
+        if path in GUIDES:
+            return up + GUIDES[path] + ".md" + fragment
         if path.startswith("nbs/"):
             return up + page_name(path) + ".ipynb" + fragment
         if path.endswith((".svg", ".png")):
@@ -212,7 +214,7 @@ def reference(
         if page.symbols:
             rows = "\n".join(f"| {s.link} | {s.summary} |" for s in page.symbols)
             parts += [
-                f"## [{page.name}]({page.name}.ipynb)",
+                f"## [{page.name.replace('/', '.')}]({page.name}.ipynb)",
                 f"| name | in one line |\n|---|---|\n{rows}",
             ]
     return "\n\n".join(parts) + "\n"
@@ -246,13 +248,10 @@ def build(
     index = next(page for page in pages if page.name == "index")
     pages.remove(index)
 
-    guides = []
-    if (ROOT / "QUICKSTART.md").exists():
-        text = (ROOT / "QUICKSTART.md").read_text(encoding="utf-8")
-        (site / "quickstart.md").write_text(
-            relink(text, on_site(".", "quickstart", site)), encoding="utf-8"
-        )
-        guides.append(contents("Begin", ["quickstart"]))
+    for path, name in GUIDES.items():
+        text = relink((ROOT / path).read_text(encoding="utf-8"), on_site(".", name, site))
+        (site / f"{name}.md").write_text(text, encoding="utf-8")
+    guides = [contents("Begin", list(GUIDES.values()))]
     for room, notes in groupby(pages, lambda page: page.room):
         guides.append(contents(room, [page.name for page in notes]))
     guides.append(contents("Look up", ["reference"]))

@@ -3,25 +3,21 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from time import monotonic, sleep
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
+from processes import ROOT, ask, free_port, until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [pytest.mark.process, pytest.mark.browser]
+
 QUIET = {  # no news, and every cell in the page rather than those in sight
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 READY = "/\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText || '')"
 ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"  # tracebacks too
 DONE = f"""() => {{
@@ -40,9 +36,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         path = tmp_path / f"settings/@jupyterlab/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
         *(f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tmp_path}"),
@@ -55,41 +49,32 @@ def lab(tmp_path: Path) -> Iterator[str]:
     }
     address = f"http://127.0.0.1:{port}"
     log = tmp_path / "lab.log"
-    with (
-        log.open("w") as out,
-        subprocess.Popen(command, env=environ, stdout=out, stderr=out) as lab,
-    ):
-        try:
-            deadline = monotonic() + 60
-            while True:
-                with suppress(OSError), urllib.request.urlopen(f"{address}/api"):
-                    break
-                assert lab.poll() is None and monotonic() < deadline, log.read_text()
-                sleep(0.2)
-            yield address
-        finally:
-            lab.terminate()
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=environ, stdout=out, stderr=out)
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        return ask(f"{address}/api")[0] == 200
+
+    try:
+        until(answers, what=f"JupyterLab (see {log})")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
-@pytest.mark.skipif(
-    not CHROMIUM and os.environ.get("CI", "").lower() != "true",
-    reason="no chromium: sudo apt-get install chromium",
-)
-def test_notebook_runs_in_jupyterlab(lab: str) -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(f"{lab}/lab/tree/nbs/01_schema.ipynb?reset", wait_until="domcontentloaded")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_function(f"() => {READY}")
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        page.wait_for_function(DONE)
-        errors = page.locator(
-            ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
-        )
-        assert errors.all_inner_texts() == []
-        shown = page.locator(".jp-OutputArea-output").all_inner_texts()
-        browser.close()
+def test_notebook_runs_in_jupyterlab(lab: str, browser: Browser) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(f"{lab}/lab/tree/nbs/01_schema.ipynb?reset", wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.wait_for_function(f"() => {READY}")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(DONE)
+    errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    assert errors.all_inner_texts() == []
+    shown = page.locator(".jp-OutputArea-output").all_inner_texts()
+    page.close()
     assert any("Lisbon" in text or "living area" in text for text in shown)

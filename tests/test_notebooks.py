@@ -1,11 +1,13 @@
 """Each notebook's examples and asserts, run against the exported package.
 
-nbdev_test runs a notebook as it is written, so it tests the notebook's own definitions. Here the
-cells that are exported are left out and their names come from the module: what is covered is the
-code that ships, and a stale export fails. Warnings are errors, as in every test.
+The cells that are exported are left out and their names come from the module: what is covered is
+the code that ships. That it is what the notebook says is held by `make lint`. Warnings are errors,
+as in every test. A notebook whose examples start something, or take long, says so in its first
+code cell, in pytest's words: `#| marks: process train`.
 """
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,15 @@ from nbdev.process import NBProcessor
 CONFIG = get_config()
 NOTEBOOKS = sorted(CONFIG.nbs_path.rglob("*.ipynb"))
 LEFT_OUT = {"default_exp", "export", "exports", "exporti", *CONFIG.tst_flags.split()}
+MARKS = re.compile(r'"#\| *marks: *([\w ]+)')  # in the notebook's file
+
+
+def notebook_test(path: Path) -> object:
+    """The notebook as a parameter of the test below, by its name, with its marks."""
+    name = "-".join(path.relative_to(CONFIG.nbs_path).with_suffix("").parts)
+    found = MARKS.search(path.read_text(encoding="utf-8"))
+    marks = [getattr(pytest.mark, mark) for mark in found[1].split()] if found else []
+    return pytest.param(path, id=name, marks=marks)
 
 
 def left_out(cell) -> bool:
@@ -25,11 +36,7 @@ def left_out(cell) -> bool:
     return cell.cell_type != "code" or no_eval or bool(LEFT_OUT & directives.keys())
 
 
-@pytest.mark.parametrize(
-    "path",
-    NOTEBOOKS,
-    ids=lambda path: "-".join(path.relative_to(CONFIG.nbs_path).with_suffix("").parts),
-)
+@pytest.mark.parametrize("path", [notebook_test(path) for path in NOTEBOOKS])
 def test_notebook(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     monkeypatch.setenv("IN_TEST", "1")

@@ -2,16 +2,19 @@
 
 import json
 import re
-from pathlib import Path
+
+import pytest
+from processes import ROOT
 
 from housing_mlops.data.table import Table
 from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.serving.service import Prediction
 from housing_mlops.training.candidates import candidates, voting
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.train
 def test_the_answer_shown_is_the_answer_given(table: Table) -> None:
     [body] = re.findall(r"-d '(\{.*\})'", README)
     [shown] = re.findall(r"```json\n(.*?)```", README, re.S)

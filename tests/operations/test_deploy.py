@@ -1,67 +1,50 @@
 """What is deployed is checked here without a cluster: alert rules, dashboard, manifests, workflows, compose file."""
 
 import json
-import os
 import re
 import shutil
-import socket
+import signal
 import stat
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import promql_parser
 import pytest
 import yaml
+from processes import ROOT, ask, free_port, until
+from servers import Server, program
 
 from housing_mlops.config import Settings
-from housing_mlops.data.table import load_table
-from housing_mlops.preprocessing.pipeline import model_input
-from housing_mlops.registry.store import install_bundle
-from housing_mlops.schema import load_dataset
-from housing_mlops.training.candidates import candidates
-from housing_mlops.training.export import export_bundle
+from housing_mlops.data.table import Table
+from housing_mlops.registry.shelf import install_bundle
 
-ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus"
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 MANIFESTS = ROOT / "deploy/kubernetes"
 KUBERNETES = "1.34.0"  # whose schemas the manifests are held against
 
 
-def program(name: str) -> str:
-    """The path of a program; the test is skipped where it is missing, and fails where CI=true."""
-    found = shutil.which(name)
-    if found is None:
-        why = f"{name} is not installed: apt-get install prometheus"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
-    return found
-
-
 def promtool(*args: str, cwd: Path = RULES) -> subprocess.CompletedProcess[str]:
-    command = [program("promtool"), *args]
+    command = [program("prometheus", "promtool"), *args]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 # Prometheus
 
 
+@pytest.mark.process
 def test_configuration_and_rules_are_valid() -> None:
     for args in (("config", "prometheus.yml"), ("rules", "alerts.yml")):
         done = promtool("check", *args)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
     done = promtool("test", "rules", "alerts_test.yml")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,6 +58,7 @@ def rules() -> list[dict[str, Any]]:
 ALERTS = [rule["alert"] for rule in rules() if "alert" in rule]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("wrong", ["vector(1)", "vector(1) > 2"], ids=["always", "never"])
 @pytest.mark.parametrize("alert", ALERTS)
 def test_a_wrong_expression_fails_the_alerts_own_test(
@@ -142,123 +126,67 @@ def test_a_query_is_promql(query: str) -> None:
     promql_parser.parse(plain(query))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-    """Status and parsed body."""
-    data = None if body is None else json.dumps(body).encode()
-    kind = {"Content-Type": "application/json"} if data else {}
-    request = urllib.request.Request(url, data, {**kind, **(headers or {})})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            status, text = answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        status, text = error.code, error.read().decode()
-    return status, json.loads(text) if text.startswith(("{", "[")) else text
-
-
-def until(what: str, true: Any, patience_s: float = 60) -> Any:
-    """What `true()` says once it says something; the test fails when it takes too long."""
-    end = time.monotonic() + patience_s
-    while time.monotonic() < end:
-        try:
-            if said := true():
-                return said
-        except OSError:
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"{what} within {patience_s:g} s")
-
-
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prometheus(
+    bundles: dict[str, Path], table: Table, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The address of a Prometheus that scraped an API which has been asked for everything."""
-    server, home = program("prometheus"), tmp_path_factory.mktemp("deploy")
-    table = load_table(load_dataset("boston"), Settings(home=home))
-    X, y = model_input(table.dataset, table.features), table.prices.to_numpy()
-    [ridge] = candidates(["Ridge"])
-    fitted = ridge.build(table.dataset, 42).fit(X, y)
-    about = {
-        "model": "Ridge",
-        "parameters": {},
-        "metrics": {"cv_rmse": 4.9, "cv_mae": 3.4},
-    }
-    off = y - np.asarray(fitted.predict(X))
-    export_bundle(home / "bundle", fitted, table, off, about)
-    install_bundle(home / "bundle", "1", Settings(home=home))
-
-    api, port = free_port(), free_port()
+    home = tmp_path_factory.mktemp("deploy")
+    install_bundle(bundles["Ridge"], "1", Settings(home=home))
+    api, port = Server(home, {}), free_port()
     config = yaml.safe_load((RULES / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(RULES / "alerts.yml")]
     config["scrape_configs"] = [
-        {**job, "static_configs": [{"targets": [f"127.0.0.1:{api}"]}]}
+        {**job, "static_configs": [{"targets": [f"127.0.0.1:{api.port}"]}]}
         for job in config["scrape_configs"]
         if job["job_name"] == "housing-api"
     ]
     (home / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    started = []
-
-    def start(name: str, command: list[str], **env: str) -> None:
-        with (home / f"{name}.log").open("wb") as log:
-            started.append(
-                subprocess.Popen(
-                    command,
-                    env={**os.environ, "HOUSING_HOME": str(home), **env},
-                    cwd=home,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-
+    command = [
+        str(program("prometheus", "prometheus")),
+        f"--config.file={home / 'prometheus.yml'}",
+        f"--storage.tsdb.path={home / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    metrics = f"http://127.0.0.1:{port}"
+    with (home / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
     try:
-        run = "from housing_mlops.cli import app; app()"
-        start("api", [sys.executable, "-c", run, "serve"], HOUSING_PORT=str(api))
-        start(
-            "prometheus",
-            [
-                server,
-                f"--config.file={home / 'prometheus.yml'}",
-                f"--storage.tsdb.path={home / 'tsdb'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-        )
-        base, metrics = f"http://127.0.0.1:{api}", f"http://127.0.0.1:{port}"
-        until("the API is not ready", lambda: ask(f"{base}/readyz")[0] == 200)
-        until("Prometheus is not ready", lambda: ask(f"{metrics}/-/ready")[0] == 200)
-        until("nothing was scraped", lambda: value(metrics, 'up{job="housing-api"} == 1'))
-        # The first scrape of a series sets its counter; a rate needs one more that is larger.
-        for _ in range(2):
-            for row in table.features.head(40).to_dict("records"):
-                house = {k: None if v != v else v for k, v in row.items()}
-                status, answer = ask(f"{base}/predict", house)
-                assert status == 200, answer
-            assert ask(f"{base}/predict", {"nothing": 1})[0] == 422
-            assert ask(f"{base}/predict/batch", [table.dataset.example])[0] == 200
-            seen = value(metrics, "max(scrape_samples_scraped)")
-            time.sleep(2.2)
-            assert seen
-        until(
-            "the database has not got the prediction",
-            lambda: (
-                ask(f"{base}/feedback", {"prediction_id": answer["prediction_id"], "price": 24.0})[
-                    0
-                ]
-                == 200
-            ),
-        )
-        assert ask(f"{base}/monitoring/drift")[0] == 200
+        api.start()
+        until(lambda: ask(f"{metrics}/-/ready")[0] == 200, what="Prometheus is ready")
+        ask_for_everything(api.address, metrics, table)
         yield metrics
     finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in started:
-            process.wait(20)
+        process.terminate()
+        api.kill(signal.SIGTERM)
+        process.wait(20)
+
+
+def ask_for_everything(api: str, metrics: str, table: Table) -> None:
+    """Prices, batches, mistakes and feedback, until a scrape has seen each of them twice."""
+    houses = [
+        {k: None if v != v else v for k, v in row.items()}
+        for row in table.features.head(40).to_dict("records")
+    ]
+
+    def scrapes() -> float:
+        [sample] = value(metrics, 'count_over_time(up{job="housing-api"}[5m])')
+        return float(sample["value"][1])
+
+    until(lambda: value(metrics, 'up{job="housing-api"} == 1'), what="a scrape")
+    # The first scrape of a series sets its counter; a rate needs one more that is larger.
+    for _ in range(2):
+        for house in houses:
+            status, answer = ask(f"{api}/predict", house)
+            assert status == 200, answer
+        assert ask(f"{api}/predict", {"nothing": 1})[0] == 422
+        assert ask(f"{api}/predict/batch", [table.dataset.example])[0] == 200
+        before = scrapes()
+        until(lambda before=before: scrapes() >= before + 2, what="two scrapes")
+    sold = {"prediction_id": answer["prediction_id"], "price": 24.0}
+    until(lambda: ask(f"{api}/feedback", sold)[0] == 200, what="the prediction in the database")
+    assert ask(f"{api}/monitoring/drift")[0] == 200
 
 
 def value(prometheus: str, query: str) -> list[Any]:
@@ -270,28 +198,31 @@ def value(prometheus: str, query: str) -> list[Any]:
     return result
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_is_answered(prometheus: str, query: str) -> None:
-    samples = until(f"nothing answers {query}", lambda: value(prometheus, plain(query)), 15)
+    samples = until(lambda: value(prometheus, plain(query)), 15, f"an answer to {query}")
     assert all(s["value"][1] != "NaN" for s in samples), samples
 
 
+@pytest.mark.process
 def test_the_api_is_scraped_as_text_and_the_rules_are_loaded(prometheus: str) -> None:
     assert value(prometheus, "housing_model_info")[0]["metric"]["model"] == "Ridge"
     _, said = ask(f"{prometheus}/api/v1/rules")
     loaded = [rule for group in said["data"]["groups"] for rule in group["rules"]]
     assert {r["name"] for r in loaded} >= set(ALERTS)
     until(
-        "a rule is not healthy",
         lambda: all(
             rule["health"] == "ok"
             for group in ask(f"{prometheus}/api/v1/rules")[1]["data"]["groups"]
             for rule in group["rules"]
         ),
         15,
+        "healthy rules",
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name", sorted({n for r in rules() for n in re.findall(r"housing_\w+", r["expr"])})
 )
@@ -376,6 +307,7 @@ def test_compose_names_settings_that_exist_and_publishes_on_loopback() -> None:
         assert secret[1].startswith(":?"), f"{secret[0]} has a default"
 
 
+@pytest.mark.process
 def test_environment_is_made_once_with_passwords_of_its_own(tmp_path: Path) -> None:
     target = tmp_path / ".env"
     command = [sys.executable, str(ROOT / "deploy/make_env.py"), str(target)]

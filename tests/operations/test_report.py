@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_dashboard import browser  # noqa: F401 - a fixture
+from playwright.sync_api import Browser
 from typer.testing import CliRunner
 
 from housing_mlops.cli import app
@@ -14,11 +14,13 @@ from housing_mlops.config import Settings
 from housing_mlops.data.table import Table
 from housing_mlops.model.inference import Model
 from housing_mlops.operations.notebooks import RunError, report
-from housing_mlops.prediction_log.database import connect, insert, migrate, save_feedback
+from housing_mlops.prediction_log.database import connect, migrate, save_feedback
+from housing_mlops.prediction_log.insertion import insert
 from housing_mlops.prediction_log.record import Record, encode_record, new_id
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / Settings().report_notebook
+pytestmark = pytest.mark.train
 
 
 def fill(settings: Settings, bundle: Path, table: Table, rows: int, **shift: float) -> list[str]:
@@ -75,7 +77,7 @@ def test_it_tells_what_the_log_holds(
     tmp_path: Path,
     table: Table,
     bundles: dict[str, Path],
-    browser,  # noqa: F811
+    browser: Browser,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fill(Settings(home=tmp_path), bundles["Ridge"], table, 420, LSTAT=8.0)

@@ -27,7 +27,7 @@ from housing_mlops.config import Settings
 from housing_mlops.data.table import load_table
 from housing_mlops.model.inference import Model
 from housing_mlops.preprocessing.pipeline import model_input
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.schema import load_dataset
 from housing_mlops.serving import api as serving
 from housing_mlops.serving.service import Asked
@@ -392,6 +392,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return int(head.split()[1]), await reader.readexactly(length)
 
 
+@pytest.mark.process
 def test_the_others_are_served_meanwhile(home: Path) -> None:
     body = json.dumps(HOUSE).encode()
     attacks = [
@@ -425,6 +426,7 @@ def prices(bundles: dict[str, Path], houses: list[dict[str, Any]]) -> dict[str, 
     return {v: Model.open(b, v).price_rows(rows).tolist() for v, b in bundles.items()}
 
 
+@pytest.mark.process
 def test_a_new_champion_under_load(bundles: dict[str, Path], tmp_path: Path) -> None:
     mine = Settings(home=tmp_path)
     install_bundle(bundles["1"], "1", mine)
@@ -477,6 +479,7 @@ def test_a_new_champion_under_load(bundles: dict[str, Path], tmp_path: Path) -> 
     assert versions == {"1", "2"}
 
 
+@pytest.mark.process
 def test_told_to_stop_it_answers_what_it_accepted(bundles: dict[str, Path], tmp_path: Path) -> None:
     install_bundle(bundles["1"], "1", Settings(home=tmp_path))
     body, answered = json.dumps(HOUSE).encode(), []
@@ -514,6 +517,7 @@ def test_told_to_stop_it_answers_what_it_accepted(bundles: dict[str, Path], tmp_
 # --- the OpenAPI document is kept to --------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_every_answer_is_documented(home: Path) -> None:
     with server(home, max_body_bytes="20000") as (_, port):
         schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")

@@ -14,7 +14,7 @@ from housing_mlops.config import Settings
 from housing_mlops.data.table import Table
 from housing_mlops.model.inference import Model
 from housing_mlops.prediction_log.journal import JournalError
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.serving import api as serving
 from housing_mlops.serving import fast_path as short_way
 from housing_mlops.serving.service import Asked, Service

@@ -1,45 +1,19 @@
 """The dashboard in a real Chromium, on a real server: its numbers, its faults, its manners."""
 
 import itertools
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from housing_mlops.config import Settings
 from housing_mlops.data.table import load_table
 from housing_mlops.schema import load_dataset
 
 TABLE = load_table(load_dataset("boston"), Settings(data_path=None))
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; skipped where it is not installed, an error where CI=true."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        why = "Chromium is not installed: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield made
-        made.close()
 
 
 class Visit:

@@ -400,7 +400,7 @@ def test_feedback_for_predictions_of_other_models(
     serve: Callable[..., Any], table: Table, bundles: dict[str, Path]
 ) -> None:
     from housing_mlops.config import Settings
-    from housing_mlops.registry.store import install_bundle
+    from housing_mlops.registry.shelf import install_bundle
 
     server = serve(HOUSING_REGISTRY_POLL_S="0.1")
     body = json.loads(houses(table, 1)[0])

@@ -14,12 +14,13 @@ from typing import Any, cast
 import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
-from test_serving import HOUSE, bodies
+from test_api import HOUSE, bodies
 from uvicorn.server import ServerState
 
 from housing_mlops.config import Settings
 from housing_mlops.prediction_log.journal import JournalError
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.prediction_log.queries import read_page
+from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.serving import api as serving
 from housing_mlops.serving.fast_path import HousingAPI
 from housing_mlops.serving.protocol import HousingProtocol
@@ -137,7 +138,9 @@ def test_a_plain_request_needs_no_task_and_is_kept(api: Api) -> None:
     assert headers[b"date"] and b"connection" not in headers
     assert api.service.traffic.histogram("/predict", 200).count == before + 1
     assert api.service.log is not None and api.service.log.flush(5)
-    assert api.service.log.page(limit=1).rows[0].id == json.loads(body)["prediction_id"]
+    assert (
+        read_page(api.service.log.engine, limit=1).rows[0].id == json.loads(body)["prediction_id"]
+    )
 
 
 @settings(

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from running import NOTES, PROJECT, TAG, Stack, free_port, run
+from processes import free_port
+from running import NOTES, PROJECT, TAG, Stack, run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,13 +3,9 @@
 import http.client
 import json
 import os
-import socket
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ROOT, ask, until
 
-ROOT = Path(__file__).parent.parent.parent
 PROJECT = "housing-test"
 TAG = "test"
 GRAFANA = "grafana/grafana:12.1.1"
@@ -50,41 +46,6 @@ def run(
 def compose_command() -> list[str]:
     found = run("docker", "compose", "version", check=False)
     return ["docker", "compose"] if found.returncode == 0 else ["docker-compose"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-    """Status and parsed body."""
-    data = None if body is None else json.dumps(body).encode()
-    kind = {"Content-Type": "application/json"} if data else {}
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, data, {**kind, **(headers or {})}), timeout=10
-        ) as answer:
-            status, text = answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        status, text = error.code, error.read().decode()
-    return status, json.loads(text) if text.startswith(("{", "[")) else text
-
-
-def until(what: str, true: Callable[[], Any], patience_s: float) -> Any:
-    """What `true()` says once it says something; the test fails when it takes too long."""
-    end = time.monotonic() + patience_s
-    said: object = None
-    while time.monotonic() < end:
-        try:
-            if said := true():
-                return said
-        except (OSError, http.client.HTTPException) as error:
-            said = error
-        time.sleep(0.5)
-    pytest.fail(f"{what}: not within {patience_s:g} s ({said!r})")
 
 
 @dataclass
@@ -139,14 +100,10 @@ class Stack:
 
     def wait_healthy(self, *services: str, patience_s: float = 120) -> None:
         for service in services:
-            until(
-                f"{service} is healthy",
-                partial(self.is_healthy, service),
-                patience_s,
-            )
+            until(partial(self.is_healthy, service), patience_s, f"{service} is healthy")
 
     def wait_ready(self, patience_s: float = 60) -> None:
-        until("the API is ready", lambda: ask(self.url("api", "/readyz"))[0] == 200, patience_s)
+        until(lambda: ask(self.url("api", "/readyz"))[0] == 200, patience_s, "the API is ready")
 
     def sql(self, query: str, database: str = "housing") -> str:
         command = ("exec", "-T", "db", "psql", "-U", "postgres", "-d", database, "-tAc", query)
@@ -170,7 +127,7 @@ class Stack:
 
     def wait_stored(self, patience_s: float = 60) -> None:
         assert len(self.accepted) == len(set(self.accepted))
-        until("every accepted prediction is stored", lambda: not self.missing(), patience_s)
+        until(lambda: not self.missing(), patience_s, "every accepted prediction is stored")
 
 
 class Load:

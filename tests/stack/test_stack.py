@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from running import GRAFANA, NOTES, TAG, Load, Stack, ask, free_port, run, until
+from processes import ROOT, ask, free_port, until
+from running import GRAFANA, NOTES, TAG, Load, Stack, run
 
 SERVICES = ("db", "mlflow", "api", "monitor", "prometheus")
 
@@ -24,7 +25,7 @@ def test_the_image_is_small_enough(stack: Stack) -> None:
 
 def test_every_service_is_healthy_and_training_ended_well(stack: Stack) -> None:
     stack.wait_healthy(*SERVICES)
-    until("training ended", lambda: stack.state("train") == "exited", 60)
+    until(lambda: stack.state("train") == "exited", 60, "training ended")
     state, count = stack.inspect("train")["State"], stack.inspect("train")["RestartCount"]
     assert (state["ExitCode"], count) == (0, 0), stack.logs("train")[-2000:]
 
@@ -73,10 +74,10 @@ def test_prometheus_scrapes_the_api_and_has_its_rules(stack: Stack) -> None:
         found = {t["labels"]["job"]: t["health"] for t in said["data"]["activeTargets"]}
         return found == {"housing-api": "up", "prometheus": "up"}
 
-    until("every target is up", health, 40)
+    until(health, 40, "every target is up")
     _, said = ask(stack.url("prometheus", "/api/v1/rules"))
     rules = [rule["name"] for group in said["data"]["groups"] for rule in group["rules"]]
-    text = (Path(__file__).parent.parent.parent / "deploy/prometheus/alerts.yml").read_text()
+    text = (ROOT / "deploy/prometheus/alerts.yml").read_text()
     assert rules == re.findall(r"^ +- (?:alert|record): (\S+)$", text, re.M)
 
 
@@ -123,7 +124,7 @@ def test_the_database_dies_under_load(stack: Stack) -> None:
     before = stack.inspect("db")["RestartCount"]
     with Load(stack, 1200, 0.02) as load:
         stack.kill("db")
-        until("the database is back", lambda: stack.inspect("db")["RestartCount"] > before, 30)
+        until(lambda: stack.inspect("db")["RestartCount"] > before, 30, "the database is back")
     assert not load.failed, load.failed  # the journal takes what the database cannot
     stack.wait_healthy("db")
     stack.wait_stored(90)
@@ -141,7 +142,7 @@ def test_the_api_is_killed_under_load(stack: Stack) -> None:
     before = stack.inspect("api")["RestartCount"]
     with Load(stack, 800, 0.01) as load:
         stack.kill("api")
-        until("the API is back", lambda: stack.inspect("api")["RestartCount"] > before, 30)
+        until(lambda: stack.inspect("api")["RestartCount"] > before, 30, "the API is back")
         stack.wait_ready()
     assert load.failed and len(load.ids) > 100  # it was away, and it came back to the same clients
     stack.wait_stored()
@@ -154,7 +155,7 @@ def test_the_api_is_killed_while_the_database_is_away(stack: Stack) -> None:
         pass
     assert not load.failed  # what was accepted now stands in the journal and nowhere else
     stack.kill("api")
-    until("the API is back", lambda: stack.inspect("api")["RestartCount"] > before, 30)
+    until(lambda: stack.inspect("api")["RestartCount"] > before, 30, "the API is back")
     stack.wait_ready()
     stack.do("start", "db")
     stack.wait_healthy("db")
@@ -165,7 +166,7 @@ def test_the_api_is_killed_while_the_database_is_away(stack: Stack) -> None:
 def test_a_service_that_is_killed_comes_back(stack: Stack, service: str) -> None:
     before = stack.inspect(service)["RestartCount"]
     stack.kill(service)
-    until(f"{service} is back", lambda: stack.inspect(service)["RestartCount"] > before, 30)
+    until(lambda: stack.inspect(service)["RestartCount"] > before, 30, f"{service} is back")
     assert ask(stack.url("api", "/predict"), stack.house)[0] == 200
     stack.wait_healthy(service)
 
@@ -192,17 +193,17 @@ def test_the_api_starts_while_mlflow_is_away(stack: Stack) -> None:
         def readyz() -> str:
             return run("docker", "exec", name, "python", "-c", inside, check=False).stdout
 
-        said = until("it answers", lambda: readyz().strip(), 30)
+        said = until(lambda: readyz().strip(), 30, "it answers")
         assert said.startswith("503") and "MLflow" in said, said
         stack.do("start", "mlflow")
-        until("it takes the model", lambda: '"ready"' in readyz(), 90)
+        until(lambda: '"ready"' in readyz(), 90, "it takes the model")
     finally:
         run("docker", "rm", "-f", name, check=False)
     stack.wait_healthy("mlflow")
     until(
-        "the API is healthy again",
         lambda: ask(stack.url("api", "/health"))[1]["checks"]["registry"]["state"] == "healthy",
         30,
+        "the API is healthy again",
     )
 
 
@@ -223,9 +224,9 @@ def test_a_wrong_password_is_told_and_starts_no_storm(stack: Stack, tmp_path: Pa
     try:
         for service in ("api", "mlflow"):
             until(
-                f"{service} names the reason",
                 lambda name=service: "password authentication failed" in stack.logs(name),
                 60,
+                f"{service} names the reason",
             )
             assert stack.inspect(service)["RestartCount"] <= 2
         stack.wait_ready()
@@ -271,7 +272,7 @@ def test_a_full_restart_keeps_model_log_and_experiments(stack: Stack) -> None:
     assert ask(stack.url("api", "/model/info"))[1]["model_version"] == "1"
     assert stack.sql("SELECT count(*) FROM predictions") == rows
     assert experiment(stack) == names
-    until("training ended", lambda: stack.state("train") == "exited", 60)
+    until(lambda: stack.state("train") == "exited", 60, "training ended")
     assert stack.inspect("train")["State"]["ExitCode"] == 0
     assert "nothing to do" in stack.logs("train")
 
@@ -281,7 +282,7 @@ def test_the_monitor_judges_drift_and_writes_the_report(stack: Stack) -> None:
         lines = map(json.loads, stack.logs("monitor").splitlines())
         return {line["check"]: line["level"] for line in lines}
 
-    until("both are told", lambda: told().keys() >= {"drift", "report"}, 120)
+    until(lambda: told().keys() >= {"drift", "report"}, 120, "both are told")
     assert told()["report"] == "info", stack.logs("monitor")
     kept = stack.do("exec", "-T", "monitor", "find", "/data/reports", "-name", "*.html").stdout
     assert kept.strip()
