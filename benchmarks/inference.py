@@ -22,7 +22,7 @@ from serving import API, UVICORN, start
 
 from housing_mlops.config import Settings
 from housing_mlops.model.inference import Model
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
 
 
 def best(call: Callable[[], object], rounds: int, repeat: int) -> float:

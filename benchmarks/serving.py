@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from housing_mlops.config import Settings
 from housing_mlops.model.inference import Model
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
 
 HERE = Path(__file__).parent
 REACH = [

@@ -19,7 +19,7 @@ from pathlib import Path
 from champion import make
 
 from housing_mlops.config import Settings
-from housing_mlops.registry.store import install_bundle
+from housing_mlops.registry.shelf import install_bundle
 
 SERVE = "from housing_mlops.cli import app; app()"
 

@@ -23,11 +23,11 @@ from fastapi.responses import JSONResponse, Response
 from .. import __version__
 from ..config import HousingError, Settings, get_settings
 from ..model.bundle import BundleError
-from ..monitoring.counters import save_traffic
-from ..monitoring.health import judge_log
+from ..monitoring.counters import save_counters
+from ..monitoring.judgement import judge_log
 from ..prediction_log.journal import JournalError
 from ..prediction_log.record import FeedbackConflict, LogUnavailable, UnknownPrediction
-from ..registry.store import cached_champion
+from ..registry.shelf import cached_champion
 from ..schema import Dataset, load_dataset
 from .dashboard import pages
 from .fast_path import HousingAPI, access_log_aside, quick_path
@@ -150,7 +150,7 @@ def _background(app: FastAPI) -> list[asyncio.Task[None]]:
             folder = settings.path(settings.metrics_dir)
             folder.mkdir(parents=True, exist_ok=True)
             state = service.log.state if service.log else None
-            save_traffic(service.traffic, folder / service.worker, state)
+            save_counters(service.traffic, folder / service.worker, state)
 
     async def cut_off() -> None:
         late = time.monotonic() - settings.deadline_s

@@ -22,16 +22,12 @@ from pydantic import ValidationError
 
 from ..config import Settings
 from ..model.inference import row_of
-from housing_mlops.monitoring.health import (
-    judge_log,
-    overall,
-    prices_told,
-    traffic_told,
-)
+from ..monitoring.charts import price_distribution, traffic_series
+from ..monitoring.health import overall
+from ..monitoring.judgement import judge_log
 from ..monitoring.metrics import as_json, exposition
-from housing_mlops.prediction_log.log import (
-    PredictionLog,
-)
+from ..prediction_log import queries
+from ..prediction_log.log import PredictionLog, take_feedback
 from ..schema import Dataset, dictionary
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
@@ -238,7 +234,7 @@ Log = Annotated[PredictionLog, Depends(log_of)]
 )
 def feedback(given: Feedback, kept: Log) -> dict[str, str]:
     """Report what a house was really sold for, by the identifier of its prediction."""
-    state = kept.feedback(given.prediction_id, given.price, given.time, given.replace)
+    state = take_feedback(kept, given.prediction_id, given.price, given.time, given.replace)
     return {"prediction_id": given.prediction_id, "status": state}
 
 
@@ -251,7 +247,7 @@ def recent_predictions(
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Predictions, newest first, a page at a time; CSV where `Accept` asks for it."""
-    page = kept.page(before, limit, version)
+    page = queries.read_page(kept.engine, before, limit, version)
     rows = [{**asdict(row), "time": row.time.isoformat()} for row in page.rows]
     if "text/csv" not in accept:
         return JSONResponse({"predictions": rows, "next": page.next})
@@ -278,13 +274,13 @@ def traffic(
     version: Version = None,
 ) -> dict[str, Any]:
     """Predictions, latency and mean price over time, in slices of equal length."""
-    return traffic_told(kept, minutes, slices, version)
+    return traffic_series(kept, minutes, slices, version)
 
 
 @monitoring.get("/monitoring/prices")
 def prices(service: Serve, kept: Log, n: Rows = 2_000) -> dict[str, Any]:
     """The distribution of the newest prices, beside that of the training rows."""
-    return prices_told(kept, service.model, n)
+    return price_distribution(kept, service.model, n)
 
 
 @monitoring.get("/monitoring/live-error")
@@ -294,4 +290,5 @@ def live_error(
     version: Version = None,
 ) -> dict[str, Any]:
     """The errors against the prices really paid, by model version."""
-    return {"versions": [row._asdict() for row in kept.live_error(n, version=version)]}
+    found = queries.live_error(kept.engine, n, version=version)
+    return {"versions": [row._asdict() for row in found]}

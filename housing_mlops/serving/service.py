@@ -24,8 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..config import HousingError, Settings
 from ..model.bundle import BundleError
 from ..model.inference import Model
-from ..monitoring.counters import Traffic, gather, gather_log
-from ..monitoring.drift import Judgement
+from ..monitoring.counters import Counters, gather, gather_log
 from housing_mlops.monitoring.health import (
     Check,
     check_disk,
@@ -34,10 +33,13 @@ from housing_mlops.monitoring.health import (
     check_model,
     overall,
 )
+from ..monitoring.judgement import Judgement
 from ..monitoring.metrics import Numbers
 from ..prediction_log.log import PredictionLog, open_log
+from ..prediction_log.queries import live_error
 from ..prediction_log.record import LogUnavailable, Record, encode_record, new_id
-from ..registry.store import RegistryError, fetch_champion
+from ..registry.fetch import fetch_champion
+from ..registry.store import RegistryError
 from .guards import RateLimit, allowed
 
 # %% ../../nbs/8_serving/03_service.ipynb #998def23
@@ -121,7 +123,7 @@ class Service:
         settings: Settings,  # of this process
     ) -> None:
         self.settings = settings
-        self.traffic = Traffic()
+        self.traffic = Counters()
         self.model: Model | None = None
         self.folder: Path | None = None  # of the model's bundle
         self.problem = ""  # why the registry's champion is not what serves; empty when it is
@@ -236,7 +238,7 @@ class Service:
         live: tuple[dict[str, Any], ...] = ()
         if self.log is not None:
             with suppress(LogUnavailable):
-                live = tuple(row._asdict() for row in self.log.live_error())
+                live = tuple(row._asdict() for row in live_error(self.log.engine))
         s = self.settings
         folder = s.path(s.metrics_dir) if s.metrics_dir else None
         state = gather_log(self.log.state, folder, self.worker) if self.log else None
