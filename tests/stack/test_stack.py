@@ -15,6 +15,7 @@ import pytest
 from processes import ROOT, ask, free_port, until
 from running import GRAFANA, NOTES, TAG, Load, Stack, run
 
+pytestmark = pytest.mark.process
 SERVICES = ("db", "mlflow", "api", "monitor", "prometheus")
 
 
