@@ -14,9 +14,8 @@ from housing_mlops.model.bundle import MODEL, BundleError
 from housing_mlops.operations.notebooks import RunError, train
 from housing_mlops.operations.up import Process
 from housing_mlops.preprocessing.pipeline import model_input
-from housing_mlops.registry import store as registry
 from housing_mlops.registry.aliases import promote
-from housing_mlops.registry.fetch import fetch_champion
+from housing_mlops.registry.fetch import fetch_champion, fetch_version
 from housing_mlops.registry.shelf import cached_champion, install_bundle
 from housing_mlops.registry.store import RegistryError, register_bundle
 from housing_mlops.serving.api import create_app
@@ -138,7 +137,7 @@ def test_a_server_fetches_over_http_and_survives_without(
     with pytest.raises(RegistryError, match="out of reach"):
         fetch_champion(gone.model_copy(update={"home": tmp_path / "new"}))
     with pytest.raises(RegistryError, match="no version 99"):
-        registry.fetch_version("99", serving)
+        fetch_version("99", serving)
 
 
 @pytest.mark.process
