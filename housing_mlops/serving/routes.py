@@ -26,7 +26,6 @@ from ..monitoring.charts import price_distribution, traffic_series
 from ..monitoring.health import overall
 from ..monitoring.judgement import judge_log
 from ..monitoring.metrics import as_json, exposition
-from ..prediction_log import queries
 from ..prediction_log.log import PredictionLog, take_feedback
 from ..schema import Dataset, dictionary
 from .guards import StrictRoute
@@ -247,6 +246,8 @@ def recent_predictions(
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Predictions, newest first, a page at a time; CSV where `Accept` asks for it."""
+    from housing_mlops.prediction_log import queries  # SQLAlchemy: not at start-up
+
     page = queries.read_page(kept.engine, before, limit, version)
     rows = [{**asdict(row), "time": row.time.isoformat()} for row in page.rows]
     if "text/csv" not in accept:
@@ -290,5 +291,7 @@ def live_error(
     version: Version = None,
 ) -> dict[str, Any]:
     """The errors against the prices really paid, by model version."""
+    from housing_mlops.prediction_log import queries
+
     found = queries.live_error(kept.engine, n, version=version)
     return {"versions": [row._asdict() for row in found]}

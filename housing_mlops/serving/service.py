@@ -36,7 +36,6 @@ from housing_mlops.monitoring.health import (
 from ..monitoring.judgement import Judgement
 from ..monitoring.metrics import Numbers
 from ..prediction_log.log import PredictionLog, open_log
-from ..prediction_log.queries import live_error
 from ..prediction_log.record import LogUnavailable, Record, encode_record, new_id
 from ..registry.fetch import fetch_champion
 from ..registry.store import RegistryError
@@ -237,6 +236,10 @@ class Service:
         """Everything `/metrics` tells, of all workers."""
         live: tuple[dict[str, Any], ...] = ()
         if self.log is not None:
+            from housing_mlops.prediction_log.queries import (
+                live_error,
+            )  # SQLAlchemy: not at start-up
+
             with suppress(LogUnavailable):
                 live = tuple(row._asdict() for row in live_error(self.log.engine))
         s = self.settings
