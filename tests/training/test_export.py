@@ -61,3 +61,11 @@ def test_a_bundle_carries_what_drift_is_measured_against(mixed: Table, tmp_path:
     assert (info.rows, info.fingerprint) == (506, mixed.fingerprint)
     assert reference.numbers.shape == (506, 13) and reference.texts.shape == (506, 1)
     assert np.allclose(reference.predictions, model.predict(X), atol=1e-3)
+
+
+def test_a_table_of_texts_alone_is_priced_alike(mixed: Table) -> None:
+    texts = mixed.dataset.without(*(f.name for f in mixed.dataset.used if not f.is_category))
+    X, y = model_input(texts, mixed.frame), mixed.prices
+    model = CANDIDATES["Ridge"].build(texts, 0).fit(X, y)
+    assert X.columns.tolist() == ["town"]
+    assert parity(texts, model, to_graph(texts, model), X) < 1e-4 * y.std()
