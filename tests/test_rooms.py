@@ -84,6 +84,13 @@ def test_what_serves_loads_nothing_heavy(name: str) -> None:
     assert not loaded & HEAVY, f"{name} loads {sorted(loaded & HEAVY)}"
 
 
+@pytest.mark.process
+def test_the_application_starts_without_its_database() -> None:
+    code = "import sys, housing_mlops.serving.api; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"sqlalchemy", "alembic", "psycopg"} & set(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in NOTEBOOKS if str(path.relative_to(ROOT / "nbs")) not in UNCUT],

@@ -145,8 +145,9 @@ def number(
     value: object,  # as JSON has it
 ) -> float:
     """The value; NaN for what is no number, which true and false are not either."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number else math.nan  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    return float(value)
 
 
 def columns(

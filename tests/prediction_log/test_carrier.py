@@ -135,6 +135,8 @@ def test_a_crash_between_commit_and_bookkeeping_stores_nothing_twice(
 class Fault:
     """Something that befalls a SQLite database, and its end."""
 
+    words: str  # of the error that it makes, any of those between bars
+
     def __init__(self, log: PredictionLog, path: Path):
         self.log, self.path = log, path
 
@@ -206,7 +208,7 @@ def test_a_fault_of_the_database_loses_nothing(
     fault.begin()
     ids |= append(log, 300)
     until(lambda: not log.state.connected)
-    assert any(word in log.state.error for word in fault.words.split("|")), log.state.error  # type: ignore[attr-defined]
+    assert any(word in log.state.error for word in fault.words.split("|")), log.state.error
     assert log.state.backlog_rows == 300 and log.state.quarantined == 0
     ids |= append(log, 300)
     fault.end()
