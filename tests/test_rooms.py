@@ -27,11 +27,8 @@ HEAVY = {
 }
 LONGEST = 60  # lines of an exported cell; few have more than 25
 UNCUT = {  # whose cells are still longer: the room of what serves is the next to be cut
-    "3_model/02_inference.ipynb",
-    *(
-        f"8_serving/{name}.ipynb"
-        for name in ("03_service", "04_routes", "05_fast_path", "06_protocol", "07_api")
-    ),
+    f"8_serving/{name}.ipynb"
+    for name in ("03_service", "04_routes", "05_fast_path", "06_protocol", "07_api")
 }
 
 

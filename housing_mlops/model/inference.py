@@ -7,7 +7,7 @@ __all__ = ['DIGITS', 'CHUNK', 'SAMPLE', 'open_session', 'to_tensors', 'row_of', 
            'Model', 'prove']
 
 # %% ../../nbs/3_model/02_inference.ipynb #41800f03
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -89,6 +89,13 @@ class Quote(NamedTuple):
     low: NDArray[np.float64] | None  # [rows], the lower ends; None when the model has no interval
     high: NDArray[np.float64] | None  # [rows], the upper ends
     coverage: float | None  # share of true prices that the intervals are to hold
+
+    def rows(self) -> Iterator[tuple[float, float | None, float | None]]:
+        """Price, lower and upper end of one row after another, as Python's own numbers."""
+        none = [None] * len(self.prices)
+        low = none if self.low is None else self.low.tolist()
+        high = none if self.high is None else self.high.tolist()
+        return zip(self.prices.tolist(), low, high, strict=True)
 
 
 def significant(
@@ -179,22 +186,6 @@ class Model:
             low = np.maximum(low, self.dataset.target.minimum)
         prices, low, high = significant(np.stack([prices, low, high]))
         return Quote(prices, low, high, interval.coverage)
-
-    def price_rows(self, rows: Sequence[Sequence[float | str | None]]) -> NDArray[np.float64]:
-        """The prices of `rows`, not rounded."""
-        return self.price(to_tensors(self.dataset, rows))
-
-    def price_one(self, row: Sequence[float | str | None]) -> float:
-        """The price of one house, not rounded."""
-        return float(self.price_rows([row])[0])
-
-    def interval(self, price: float) -> tuple[float, float] | None:
-        """The ends of the interval around a price."""
-        if self.info.interval is None:
-            return None
-        half, least = self.info.interval.half_width, self.dataset.target.minimum
-        low = price - half
-        return low if least is None else max(low, least), price + half
 
 # %% ../../nbs/3_model/02_inference.ipynb #7a10c0e6
 SAMPLE = 64  # rows of the reference that a freshly opened model has to price as recorded

@@ -41,13 +41,12 @@ def quick_path(
     if any(":" in name for name in dataset.columns):
         return None
     validate = dataset.request_model.__pydantic_validator__.validate_json
-    colons, price_rows = len(dataset.columns), model.price_rows
+    colons, quote = len(dataset.columns), model.quote
     counted, latencies = (
         service.traffic.version(model.version),
         service.traffic.histogram("/predict", 200),
     )
-    interval, floor = model.info.interval, dataset.target.minimum
-    half = interval.half_width if interval else 0.0
+    interval = model.info.interval
     name, version = (
         text.encode().replace(b"%", b"%%") for text in (model.info.model, model.version)
     )
@@ -75,22 +74,18 @@ def quick_path(
                     good.append(i)
         if not good:
             return answers
-        prices, records, kept = price_rows(rows).tolist(), [], []
+        quotes, records, kept = quote(rows).rows(), [], []
         now, at = wall() // 1000, clock()
-        for i, price in zip(good, prices, strict=True):
+        for i, (price, lower, upper) in zip(good, quotes, strict=True):
             if not math.isfinite(price):
                 continue
             body, request, start = asked[i]
             said = b"%.7g" % price
-            given = float(said)
-            low = high = b""
-            if interval:
-                lower = given - half
-                low = b"%.7g" % (floor if floor is not None and lower < floor else lower)
-                high = b"%.7g" % (given + half)
+            low = b"" if lower is None else b"%.7g" % lower
+            high = b"" if upper is None else b"%.7g" % upper
             made, took = new_id().encode(), at - start
             records.append(record % (made, now, said, low, high, took * 1e3, request, body))
-            kept.append((given, took))
+            kept.append((price, took))
             answers[i] = form % (
                 (said, low, high, made, took * 1e3) if interval else (said, made, took * 1e3)
             )
@@ -99,8 +94,8 @@ def quick_path(
                 journal.append_many(records)
             except JournalError:
                 return [None] * len(asked)
-        for given, took in kept:
-            counted.add(given)
+        for price, took in kept:
+            counted.add(price)
             latencies.add(took)
         return answers
 

@@ -67,9 +67,9 @@ def pricing_routes(
     async def predict(house: House, request: Request, service: Serve) -> Response:
         """The price of one house."""
         start, model = time.perf_counter(), service.ready()
-        price = model.price_one(row_of(house))
+        quote = model.quote([row_of(house)])
         given = (await request.body()).decode()
-        [answer] = service.accept(model, "/predict", request_id(request), [price], [given], start)
+        [answer] = service.accept(model, "/predict", request_id(request), quote, [given], start)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     houses = Annotated[
@@ -98,10 +98,10 @@ def pricing_routes(
                 answers[i] = Refused(error="; ".join(complaints(error)))
         if good:
             rows = [row for _, row in good]
-            prices = (await run_in_threadpool(model.price_rows, rows)).tolist()
+            quote = await run_in_threadpool(model.quote, rows)
             texts = [json.dumps(given[i]) for i, _ in good]
             named = request_id(request)
-            done = service.accept(model, "/predict/batch", named, prices, texts, start)
+            done = service.accept(model, "/predict/batch", named, quote, texts, start)
             for (i, _), answer in zip(good, done, strict=True):
                 answers[i] = answer
         whole = Batch(
@@ -246,7 +246,8 @@ def recent_predictions(
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Predictions, newest first, a page at a time; CSV where `Accept` asks for it."""
-    from housing_mlops.prediction_log import queries  # SQLAlchemy: not at start-up
+    # brings SQLAlchemy, which a start does not wait for
+    from housing_mlops.prediction_log import queries
 
     page = queries.read_page(kept.engine, before, limit, version)
     rows = [{**asdict(row), "time": row.time.isoformat()} for row in page.rows]

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import HousingError, Settings
 from ..model.bundle import BundleError
-from ..model.inference import Model
+from ..model.inference import Model, Quote
 from ..monitoring.counters import Counters, gather, gather_log
 from housing_mlops.monitoring.health import (
     Check,
@@ -175,20 +175,12 @@ class Service:
             raise NoModel(f"No model to price with: {self.problem or 'still starting'}.")
         return self.model
 
-    def margin(self, model: Model, price: float) -> Margin | None:
-        """The interval around a price as it is answered, if the model has one."""
-        ends = model.interval(price)
-        if ends is None or model.info.interval is None:
-            return None
-        low, high = (float(f"{end:.7g}") for end in ends)
-        return Margin(low=low, high=high, coverage=model.info.interval.coverage)
-
     def accept(
         self,
         model: Model,  # that priced
         route: str,  # the path asked
         request_id: str,  # of the request; empty for none
-        prices: Sequence[float],  # of the houses
+        quote: Quote,  # of the houses
         houses: Sequence[str],  # each as a JSON object
         start: float,  # when the request came, by `time.perf_counter`
     ) -> list[Prediction]:
@@ -196,20 +188,19 @@ class Service:
         answers, records = [], []
         now, counted = time.time_ns() // 1000, self.traffic.version(model.version)
         name, unit = model.info.model, model.dataset.target.unit
-        for exact, house in zip(prices, houses, strict=True):
-            price = float(f"{exact:.7g}")
+        for (price, low, high), house in zip(quote.rows(), houses, strict=True):
+            interval = None
+            if low is not None and high is not None and quote.coverage is not None:
+                interval = Margin(low=low, high=high, coverage=quote.coverage)
             took = round((time.perf_counter() - start) * 1e3, 3)
             answer = Prediction(
                 prediction=price,
                 unit=unit,
-                interval=self.margin(model, price),
+                interval=interval,
                 prediction_id=new_id(),
                 model=name,
                 model_version=model.version,
                 latency_ms=took,
-            )
-            low, high = (
-                (answer.interval.low, answer.interval.high) if answer.interval else (None, None)
             )
             line = Record(
                 id=answer.prediction_id,
@@ -236,9 +227,8 @@ class Service:
         """Everything `/metrics` tells, of all workers."""
         live: tuple[dict[str, Any], ...] = ()
         if self.log is not None:
-            from housing_mlops.prediction_log.queries import (
-                live_error,
-            )  # SQLAlchemy: not at start-up
+            # brings SQLAlchemy, which a start does not wait for
+            from housing_mlops.prediction_log.queries import live_error
 
             with suppress(LogUnavailable):
                 live = tuple(row._asdict() for row in live_error(self.log.engine))

@@ -32,11 +32,11 @@ def fill(settings: Settings, bundle: Path, table: Table, rows: int, **shift: flo
         houses[column] += by
     now, lines, ids = time.time_ns() // 1000, [], []
     for i, house in enumerate(houses.to_dict("records")):
-        price = model.price_one(list(house.values()))
+        [(price, low, high)] = model.quote([list(house.values())]).rows()
         ids.append(new_id())
-        at, ends = now - (rows - i) * 10**6, model.interval(price) or (None, None)
+        at = now - (rows - i) * 10**6
         record = Record(
-            ids[-1], at, "Ridge", "1", price, *ends, 0.25, "/predict", "", json.dumps(house)
+            ids[-1], at, "Ridge", "1", price, low, high, 0.25, "/predict", "", json.dumps(house)
         )
         lines.append(encode_record(record))
     engine = connect(settings.database)

@@ -423,7 +423,7 @@ def test_the_others_are_served_meanwhile(home: Path) -> None:
 def prices(bundles: dict[str, Path], houses: list[dict[str, Any]]) -> dict[str, list[float]]:
     """What each version asks for each house."""
     rows = [[h[c] for c in BOSTON.columns] for h in houses]
-    return {v: Model.open(b, v).price_rows(rows).tolist() for v, b in bundles.items()}
+    return {v: Model.open(b, v).quote(rows).prices.tolist() for v, b in bundles.items()}
 
 
 @pytest.mark.process

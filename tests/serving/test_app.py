@@ -137,7 +137,7 @@ def test_the_short_way_leaves_what_it_cannot_answer(
         patch.setattr(service.log.journal, "append_many", full)
         assert short_way.quick_path(service, model)(asked) == [None, None]
     with monkeypatch.context() as patch:
-        patch.setattr(model, "price_rows", lambda rows: np.array([np.nan, 20.0]))
+        patch.setattr(model, "price", lambda tensors: np.array([np.nan, 20.0]))
         first, second = short_way.quick_path(service, model)(asked)
         assert first is None and second is not None
     loop = asyncio.new_event_loop()
