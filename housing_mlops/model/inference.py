@@ -80,28 +80,47 @@ def as_inputs(
 # %% ../../nbs/3_model/02_inference.ipynb #7a10c0e1
 DIGITS = 7  # significant digits of a price, what a float32 holds
 _POWER = 22  # the largest power of ten that a float64 holds exactly
+_FEW = (
+    20  # values that Python's own text of a number rounds sooner than some fifteen array operations
+)
 
 
 class Quote(NamedTuple):
     """Prices with their intervals, in the target's unit."""
 
-    prices: NDArray[np.float64]  # [rows]
-    low: NDArray[np.float64] | None  # [rows], the lower ends; None when the model has no interval
-    high: NDArray[np.float64] | None  # [rows], the upper ends
+    values: NDArray[np.float64]  # [3, rows]: prices, lower ends, upper ends; [1, rows] without ends
     coverage: float | None  # share of true prices that the intervals are to hold
+
+    @property
+    def prices(self) -> NDArray[np.float64]:
+        """The prices, [rows]."""
+        prices: NDArray[np.float64] = self.values[0]
+        return prices
+
+    @property
+    def low(self) -> NDArray[np.float64] | None:
+        """The lower ends, [rows]; None when the model has no interval."""
+        return self.values[1] if self.coverage else None
+
+    @property
+    def high(self) -> NDArray[np.float64] | None:
+        """The upper ends, [rows]; None when the model has no interval."""
+        return self.values[2] if self.coverage else None
 
     def rows(self) -> Iterator[tuple[float, float | None, float | None]]:
         """Price, lower and upper end of one row after another, as Python's own numbers."""
-        none = [None] * len(self.prices)
-        low = none if self.low is None else self.low.tolist()
-        high = none if self.high is None else self.high.tolist()
-        return zip(self.prices.tolist(), low, high, strict=True)
+        price, *ends = self.values.tolist()
+        low, high = ends or ([None] * len(price),) * 2
+        return zip(price, low, high, strict=True)
 
 
 def significant(
     values: NDArray[np.float64],  # of any shape
 ) -> NDArray[np.float64]:
     """`values`, each rounded to `DIGITS` significant digits."""
+    if values.size <= _FEW:
+        texts = [float(b"%.*g" % (DIGITS, value)) for value in values.ravel().tolist()]
+        return np.array(texts, np.float64).reshape(values.shape)
     size = np.floor(np.log10(np.maximum(np.abs(values), 1e-300)))
     places = np.minimum(np.maximum(DIGITS - 1 - size, -_POWER), _POWER)
     scale = 10.0 ** np.abs(places)
@@ -153,6 +172,11 @@ class Model:
         self.info, self.version = info, version
         self.reference, self.dataset = reference, info.dataset
         self.price = graph.price  # tensors to prices as the graph gives them
+        # what is added to a price for itself and its two ends, and the least that each may be
+        half = info.interval.half_width if info.interval else 0.0
+        least = info.dataset.target.minimum
+        self._ends = np.array([[0.0], [-half], [half]])
+        self._least = np.array([[-np.inf], [-np.inf if least is None else least], [-np.inf]])
 
     @classmethod
     def open(
@@ -180,12 +204,8 @@ class Model:
         """The prices of the rows in `tensors` with their intervals."""
         prices, interval = self.price(tensors), self.info.interval
         if interval is None:
-            return Quote(significant(prices), None, None, None)
-        low, high = prices - interval.half_width, prices + interval.half_width
-        if self.dataset.target.minimum is not None:
-            low = np.maximum(low, self.dataset.target.minimum)
-        prices, low, high = significant(np.stack([prices, low, high]))
-        return Quote(prices, low, high, interval.coverage)
+            return Quote(significant(prices[np.newaxis]), None)
+        return Quote(significant(np.maximum(prices + self._ends, self._least)), interval.coverage)
 
 # %% ../../nbs/3_model/02_inference.ipynb #7a10c0e6
 SAMPLE = 64  # rows of the reference that a freshly opened model has to price as recorded
