@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from processes import until
 
 from housing_mlops.config import Settings
 from housing_mlops.data.sources import DataError, download, read_file
@@ -99,7 +100,8 @@ class Kaggle(BaseHTTPRequestHandler):
 def kaggle(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Kaggle]]:
     """A stand-in for Kaggle where its client looks in a test: port 7777 of this machine."""
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
-    server = ThreadingHTTPServer(("127.0.0.1", 7777), Kaggle)
+    # the port is one for all tests of this machine, those of another run too
+    server = until(lambda: ThreadingHTTPServer(("127.0.0.1", 7777), Kaggle), what="port 7777")
     Kaggle.ended.clear()
     Kaggle.stalled.clear()
     Kaggle.requests = 0

@@ -227,7 +227,7 @@ def test_the_api_is_scraped_as_text_and_the_rules_are_loaded(prometheus: str) ->
     "name", sorted({n for r in rules() for n in re.findall(r"housing_\w+", r["expr"])})
 )
 def test_every_metric_in_a_rule_exists(prometheus: str, name: str) -> None:
-    assert value(prometheus, name), f"the API has no metric {name}"
+    until(lambda: value(prometheus, name), 15, f"a scrape of {name}")
 
 
 # Kubernetes
