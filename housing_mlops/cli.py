@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['app', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train', 'models', 'promote',
-           'rollback', 'JsonLines', 'log_config', 'shared_counters', 'serve', 'up', 'open_champion', 'quote_house',
-           'predict', 'judge_live', 'drift', 'report']
+           'rollback', 'shared_counters', 'serve', 'up', 'open_champion', 'quote_house', 'predict', 'judge_live',
+           'drift', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
-import logging
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,36 +185,6 @@ def rollback() -> None:
 
     typer.echo(f"Version {roll_back(read_settings())} is the champion again.")
 
-# %% ../nbs/cli.ipynb #f455345d
-class JsonLines(logging.Formatter):
-    """A log record as one JSON object."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as a line; what is JSON already, as the access log is, keeps its fields."""
-        fields: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-        }
-        text = record.getMessage()
-        if record.name.endswith(".access") and text.startswith("{"):
-            return json.dumps({**fields, **json.loads(text)})
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return json.dumps({**fields, "message": text})
-
-
-def log_config() -> dict[str, Any]:
-    """How the server logs: JSON lines on standard error, uvicorn's own access log off."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"json": {"()": "housing_mlops.cli.JsonLines"}},
-        "handlers": {"err": {"class": "logging.StreamHandler", "formatter": "json"}},
-        "root": {"level": "INFO", "handlers": ["err"]},
-        "loggers": {"uvicorn.access": {"level": "WARNING"}, "alembic": {"level": "WARNING"}},
-    }
-
 # %% ../nbs/cli.ipynb #09d45c9f
 @contextmanager
 def shared_counters(
@@ -244,22 +212,25 @@ def serve(
     ] = 0,
 ) -> None:
     """Serve the champion: the price API."""
+    from logging.config import dictConfig
+
     import uvicorn
 
-    from housing_mlops.operations.up import check_port
+    from housing_mlops.serving.server import check_port, http_protocol, log_config
 
     # when uvicorn has answered what it accepted, it hands the signal on: to this, which exits with 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     now = read_settings()
     host, port, workers = host or now.host, port or now.port, workers or now.workers
     check_port(host, port, "--port (HOUSING_PORT)")
+    dictConfig(log_config())  # what is said before uvicorn runs is JSON too
     with shared_counters(workers, now):
         uvicorn.run(
             "housing_mlops.serving.api:app",
             host=host,
             port=port,
             workers=workers,
-            http="housing_mlops.serving.protocol:HousingProtocol",
+            http=http_protocol(),
             log_config=log_config(),
             access_log=False,
             server_header=False,

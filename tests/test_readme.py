@@ -8,7 +8,7 @@ from processes import ROOT
 
 from housing_mlops.data.table import Table
 from housing_mlops.preprocessing.pipeline import model_input
-from housing_mlops.serving.service import Prediction
+from housing_mlops.serving.answers import Prediction
 from housing_mlops.training.candidates import candidates, voting
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

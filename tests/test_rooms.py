@@ -26,10 +26,6 @@ HEAVY = {
     *("joblib", "cloudpickle", "skops", "shap", "dask", "papermill", "nbformat"),
 }
 LONGEST = 60  # lines of an exported cell; few have more than 25
-UNCUT = {  # whose cells are still longer: the room of what serves is the next to be cut
-    f"8_serving/{name}.ipynb"
-    for name in ("03_service", "04_routes", "05_fast_path", "06_protocol", "07_api")
-}
 
 
 def parts(path: Path) -> tuple[str, ...]:
@@ -90,7 +86,7 @@ def test_the_application_starts_without_its_database() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in NOTEBOOKS if str(path.relative_to(ROOT / "nbs")) not in UNCUT],
+    NOTEBOOKS,
     ids=lambda p: str(p.relative_to(ROOT / "nbs")),
 )
 def test_exported_cells_are_short(path: Path) -> None:

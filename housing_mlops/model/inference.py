@@ -50,7 +50,8 @@ def to_tensors(
     n, total = dataset.n_numbers, len(dataset.columns)
     tensors: dict[str, NDArray[Any]] = {}
     if n:
-        tensors["numbers"] = np.array([row[:n] for row in rows], dtype=np.float32).reshape(-1, n)
+        numbers = rows if n == total else [row[:n] for row in rows]
+        tensors["numbers"] = np.array(numbers, dtype=np.float32).reshape(-1, n)
     if total > n:
         texts = [[t or "" for t in row[n:]] for row in rows]
         tensors["texts"] = np.array(texts, dtype=object).reshape(-1, total - n)

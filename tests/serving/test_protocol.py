@@ -13,31 +13,30 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
+from houses import BODY, HOUSE, bodies, comparable
 from hypothesis import HealthCheck, given, settings
-from test_api import HOUSE, bodies
+from processes import until
 from uvicorn.server import ServerState
 
 from housing_mlops.config import Settings
 from housing_mlops.prediction_log.journal import JournalError
 from housing_mlops.prediction_log.queries import read_page
-from housing_mlops.registry.shelf import install_bundle
-from housing_mlops.serving import api as serving
-from housing_mlops.serving.fast_path import HousingAPI
+from housing_mlops.serving.api import create_app
+from housing_mlops.serving.fast_path import PriceQueue, PriceRequest
+from housing_mlops.serving.gateway import HousingAPI
 from housing_mlops.serving.protocol import HousingProtocol
-from housing_mlops.serving.service import Asked, Service
+from housing_mlops.serving.server import http_protocol
+from housing_mlops.serving.service import Service
 
-BODY = json.dumps(HOUSE).encode()
 Answer = tuple[int, dict[bytes, bytes], bytes]
 
 
 class Api:
     """An application behind uvicorn and its protocol; counts what became a task of the loop."""
 
-    def __init__(self, app: HousingAPI) -> None:
+    def __init__(self, app: HousingAPI, http: str) -> None:
         self.app, self.tasks = app, 0
-        config = uvicorn.Config(
-            self, http=HousingProtocol, port=0, log_level="warning", access_log=False
-        )
+        config = uvicorn.Config(self, http=http, port=0, log_level="warning", access_log=False)
         self.server = uvicorn.Server(config)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -47,6 +46,10 @@ class Api:
     @property
     def service(self) -> Service:
         return self.app.service
+
+    @property
+    def prices(self) -> PriceQueue:
+        return self.app.prices
 
     def talk(self, *parts: bytes, between: Callable[[], bool] | None = None) -> list[Answer]:
         """The answers to `parts`, each sent once `between` holds, on one connection."""
@@ -58,24 +61,24 @@ class Api:
                     assert time.monotonic() < end
                     time.sleep(0.001)
                 line.sendall(part)
-            said, wanted = b"", sum(p.count(b" HTTP/1.") for p in parts)
-            while len(found := answers(said)) < wanted and (more := line.recv(1 << 16)):
-                said += more
+            received, wanted = b"", sum(p.count(b" HTTP/1.") for p in parts)
+            while len(found := answers(received)) < wanted and (more := line.recv(1 << 16)):
+                received += more
         return found
 
 
-def answers(said: bytes) -> list[Answer]:
+def answers(received: bytes) -> list[Answer]:
     """The whole answers in what a server sent; one that goes on (100) is none."""
     found = []
-    while match := re.match(rb"HTTP/1.1 (\d+) .*?\r\n(.*?\r\n)??\r\n", said, re.DOTALL):
+    while match := re.match(rb"HTTP/1.1 (\d+) .*?\r\n(.*?\r\n)??\r\n", received, re.DOTALL):
         lines = [line.split(b": ", 1) for line in (match[2] or b"").split(b"\r\n") if line]
         headers = {name.lower(): value for name, value in lines}
-        length, said = int(headers.get(b"content-length", 0)), said[match.end() :]
+        length, received = int(headers.get(b"content-length", 0)), received[match.end() :]
         if match[1] != b"100":
-            if len(said) < length:
+            if len(received) < length:
                 break
-            found.append((int(match[1]), headers, said[:length]))
-        said = said[length:]
+            found.append((int(match[1]), headers, received[:length]))
+        received = received[length:]
     return found
 
 
@@ -88,26 +91,17 @@ def post(
 
 
 @contextmanager
-def running(home: Path, **values: Any) -> Iterator[Api]:
-    api = Api(serving.create_app(Settings(home=home, **values)))
+def running(home: Path, http: str = "", **values: Any) -> Iterator[Api]:
+    api = Api(create_app(Settings(home=home, **values)), http or http_protocol())
     thread = threading.Thread(target=api.server.run)
     thread.start()
     try:
-        while not api.server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        until(lambda: api.server.started or not thread.is_alive())
         yield api
     finally:
         api.server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def home(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    install_bundle(bundles["Ridge"], "1", Settings(home=folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -122,21 +116,19 @@ def api(shared: Api) -> Api:
     return shared
 
 
-def told(answer: Answer) -> tuple[int, Any]:
-    said = json.loads(answer[2])
-    for name in ("prediction_id", "latency_ms"):
-        said.pop(name, None)
-    return answer[0], said
+def content(answer: Answer) -> tuple[int, Any]:
+    """What two answers can be compared by."""
+    return answer[0], comparable(answer[2])
 
 
-def test_a_plain_request_needs_no_task_and_is_kept(api: Api) -> None:
-    before = api.service.traffic.histogram("/predict", 200).count
+def test_a_request_for_a_price_needs_no_task_and_is_logged(api: Api) -> None:
+    before = api.service.counters.histogram("/predict", 200).count
     [(status, headers, body)] = api.talk(post())
     assert status == 200 and api.tasks == 0
     assert headers[b"content-type"] == b"application/json"
     assert headers[b"x-content-type-options"] == b"nosniff"
     assert headers[b"date"] and b"connection" not in headers
-    assert api.service.traffic.histogram("/predict", 200).count == before + 1
+    assert api.service.counters.histogram("/predict", 200).count == before + 1
     assert api.service.log is not None and api.service.log.flush(5)
     assert (
         read_page(api.service.log.engine, limit=1).rows[0].id == json.loads(body)["prediction_id"]
@@ -150,15 +142,15 @@ def test_a_plain_request_needs_no_task_and_is_kept(api: Api) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(body=bodies)
-def test_the_answer_is_that_of_the_ordinary_route(api: Api, body: bytes) -> None:
-    quick = api.service.quick
+def test_the_answer_is_that_of_the_fallback_route(api: Api, body: bytes) -> None:
+    fast_path = api.prices.fast_path
     [at_once] = api.talk(post(body))
-    api.service.quick = None
+    api.prices.fast_path = None
     try:
-        [ordinary] = api.talk(post(body))
+        [fallback] = api.talk(post(body))
     finally:
-        api.service.quick = quick
-    assert told(at_once) == told(ordinary)
+        api.prices.fast_path = fast_path
+    assert content(at_once) == content(fallback)
 
 
 @pytest.mark.parametrize(
@@ -192,18 +184,18 @@ def test_a_body_that_comes_later_is_waited_for_by_a_task(api: Api) -> None:
 
 def test_requests_in_a_row_are_answered_in_their_order(api: Api) -> None:
     houses = [HOUSE | {"RM": 5.0 + i} for i in range(3)]
-    asked = [post(json.dumps(h).encode()) for h in houses]
-    alone = [told(api.talk(a)[0]) for a in asked]
-    assert [told(a) for a in api.talk(b"".join(asked))] == alone
+    posts = [post(json.dumps(h).encode()) for h in houses]
+    alone = [content(api.talk(a)[0]) for a in posts]
+    assert [content(a) for a in api.talk(b"".join(posts))] == alone
     get = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-    mixed = api.talk(asked[0] + get + post(b"{") + asked[1] + get)
+    mixed = api.talk(posts[0] + get + post(b"{") + posts[1] + get)
     assert [a[0] for a in mixed] == [200, 200, 422, 200, 200]
-    assert (told(mixed[0]), told(mixed[3])) == (alone[0], alone[1])
-    cut = len(asked[1]) - 20  # the second is not whole when its turn comes
-    late = api.talk(asked[0] + asked[1][:cut], asked[1][cut:] + asked[2])
-    assert [told(a) for a in late] == alone
-    late = api.talk(get + asked[1][:cut], asked[1][cut:] + asked[2])
-    assert [told(a) for a in late[1:]] == alone[1:]
+    assert (content(mixed[0]), content(mixed[3])) == (alone[0], alone[1])
+    cut = len(posts[1]) - 20  # the second is not whole when its turn comes
+    late = api.talk(posts[0] + posts[1][:cut], posts[1][cut:] + posts[2])
+    assert [content(a) for a in late] == alone
+    late = api.talk(get + posts[1][:cut], posts[1][cut:] + posts[2])
+    assert [content(a) for a in late[1:]] == alone[1:]
 
 
 @pytest.mark.parametrize(
@@ -241,15 +233,15 @@ def test_what_the_journal_refuses_is_a_503(api: Api, monkeypatch: pytest.MonkeyP
 def test_requests_of_one_turn_are_priced_together(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick, sizes = api.service.quick, []
+    fast_path, sizes = api.prices.fast_path, []
 
-    def slowly(asked: list[Asked]) -> list[bytes | None]:
-        assert quick is not None
-        sizes.append(len(asked))
+    def slowly(requests: list[PriceRequest]) -> list[bytes | None]:
+        assert fast_path is not None
+        sizes.append(len(requests))
         time.sleep(0.05)  # the others arrive meanwhile
-        return quick(asked)
+        return fast_path(requests)
 
-    monkeypatch.setattr(api.service, "quick", slowly)
+    monkeypatch.setattr(api.prices, "fast_path", slowly)
     threads = [threading.Thread(target=api.talk, args=[post() * 3]) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -288,11 +280,20 @@ def test_guards_hold_here_too(
     assert len(lines) == (2 if "access_log" in values or 401 in statuses else 0)
 
 
+def test_uvicorn_serves_the_same_by_a_protocol_of_its_own(home: Path, api: Api) -> None:
+    [ours] = api.talk(post())
+    assert http_protocol("0.1") == "auto"
+    with running(home, http="auto", log="off") as plain:
+        answered = plain.talk(post(BODY, b"X-Request-ID: named"), post(b"{"))
+        assert content(answered[0]) == content(ours) and answered[1][0] == 422
+        assert answered[0][1][b"x-request-id"] == b"named" and plain.tasks == 2
+
+
 # --- what no client can be made to do on time: a transport of our own ----------------------------
 
 
 class Transport:
-    """What a protocol writes, kept."""
+    """Collects what a protocol writes."""
 
     def __init__(self) -> None:
         self.written, self.closed = b"", False
@@ -317,91 +318,96 @@ class Transport:
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers as the ordinary route would: with its own mark."""
+    """Answers as the fallback route would: with its own mark."""
     await receive()
     headers = [(b"content-length", b"8")]
     await send({"type": "http.response.start", "status": 201, "headers": headers})
-    await send({"type": "http.response.body", "body": b"ordinary"})
+    await send({"type": "http.response.body", "body": b"fallback"})
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """What the lifespan of an application hands over; every price is an empty object."""
+    service, prices = Service(Settings(home=tmp_path, log="off")), PriceQueue()
+    prices.fast_path = lambda requests: [b"{}" for _ in requests]
+    yield {"service": service, "prices": prices}
+    assert service.in_progress == 0
+    service.pool.shutdown()
+
+
+@contextmanager
+def connected(
+    state: dict[str, Any], server: ServerState, transport: Transport, **options: Any
+) -> Iterator[HousingProtocol]:
+    """A protocol with a client; to be used in an event loop."""
+    config = uvicorn.Config(app, log_level="error", access_log=False, **options)
+    line = HousingProtocol(config, server, state)
+    line.connection_made(cast("asyncio.Transport", transport))
+    yield line
+    if line.timeout_keep_alive_task is not None:
+        line.timeout_keep_alive_task.cancel()
 
 
 @pytest.mark.parametrize(
     "event", ["nothing", "stop", "leave", "full", "no service", "no price", "crowd"]
 )
-def test_what_happens_in_the_turn_of_a_request(tmp_path: Path, event: str) -> None:
+def test_what_happens_in_the_turn_of_a_request(state: dict[str, Any], event: str) -> None:
     """The server is told to stop, the client leaves or does not read, in that very turn."""
-    service, transport = Service(Settings(home=tmp_path, log="off")), Transport()
-    service.quick = lambda asked: [None if event == "no price" else b"{}" for _ in asked]
-    most = 1 if event == "crowd" else None
-    config = uvicorn.Config(app, log_level="error", access_log=False, limit_concurrency=most)
-    state = {} if event == "no service" else {"service": service}
+    transport, most = Transport(), 1 if event == "crowd" else None
+    if event == "no price":
+        state["prices"].fast_path = lambda requests: [None] * len(requests)
+    left = {} if event == "no service" else state
 
     async def scenario() -> None:
-        line = HousingProtocol(config, ServerState(), state)
-        line.connection_made(cast("asyncio.Transport", transport))
-        if event == "full":
-            line.pause_writing()
-        line.data_received(post())
-        if event == "stop":
-            line.shutdown()
-        elif event == "leave":
-            line.connection_lost(None)
-        await asyncio.sleep(0)
-        line.resume_writing()
-        await asyncio.sleep(0.01)
-        line.timeout_keep_alive_task and line.timeout_keep_alive_task.cancel()
+        with connected(left, ServerState(), transport, limit_concurrency=most) as line:
+            if event == "full":
+                line.pause_writing()
+            line.data_received(post())
+            if event == "stop":
+                line.shutdown()
+            elif event == "leave":
+                line.connection_lost(None)
+            await asyncio.sleep(0)
+            line.resume_writing()
+            await asyncio.sleep(0.01)
 
     asyncio.run(scenario())
-    service.pool.shutdown()
-    ordinary = event in ("full", "no service", "no price")
-    said = {"leave": b"", "crowd": b"Service Unavailable"}.get(event)
-    said = said if said is not None else b"ordinary" if ordinary else b"{}"
-    assert transport.written.endswith(said) and bool(transport.written) is bool(said)
+    fallback = event in ("full", "no service", "no price")
+    end = {"leave": b"", "crowd": b"Service Unavailable"}.get(event)
+    end = end if end is not None else b"fallback" if fallback else b"{}"
+    assert transport.written.endswith(end) and bool(transport.written) is bool(end)
     assert (b"connection: close" in transport.written) is (event in ("stop", "crowd"))
     assert transport.closed is (event in ("stop", "crowd", "leave"))
-    assert service.in_progress == 0
 
 
-def test_the_date_of_an_answer_goes_on(tmp_path: Path) -> None:
-    service, transport = Service(Settings(home=tmp_path, log="off")), Transport()
-    service.quick = lambda asked: [b"{}" for _ in asked]
-    config, server = uvicorn.Config(app, access_log=False), ServerState()
+def test_the_date_of_an_answer_goes_on(state: dict[str, Any]) -> None:
+    transport, server = Transport(), ServerState()
 
     async def scenario() -> None:
-        line = HousingProtocol(config, server, {"service": service})
-        line.connection_made(cast("asyncio.Transport", transport))
-        for date in (b"yesterday", b"today", b"today"):
-            server.default_headers = [(b"date", date)]
-            line.data_received(post())
+        with connected(state, server, transport) as line:
+            for date in (b"yesterday", b"today", b"today"):
+                server.default_headers = [(b"date", date)]
+                line.data_received(post())
+                await asyncio.sleep(0)
             await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert line.timeout_keep_alive_task is not None
-        line.timeout_keep_alive_task.cancel()
 
     asyncio.run(scenario())
-    service.pool.shutdown()
     assert re.findall(rb"date: (\w+)", transport.written) == [b"yesterday", b"today", b"today"]
 
 
-def test_a_request_whose_turn_comes_before_its_end_is_waited_for_by_a_task(tmp_path: Path) -> None:
-    service, transport, server = (
-        Service(Settings(home=tmp_path, log="off")),
-        Transport(),
-        ServerState(),
-    )
-    service.quick = lambda asked: [b"{}" for _ in asked]
+def test_a_request_whose_turn_comes_before_its_end_is_waited_for_by_a_task(
+    state: dict[str, Any],
+) -> None:
+    transport, server = Transport(), ServerState()
 
     async def scenario() -> None:
-        line = HousingProtocol(uvicorn.Config(app), server, {"service": service})
-        line.connection_made(cast("asyncio.Transport", transport))
-        line.data_received(post() + post()[:-5])
-        assert not server.tasks
-        await asyncio.sleep(0)
-        assert transport.written.endswith(b"{}") and len(server.tasks) == 1
-        line.data_received(post()[-5:])
-        await asyncio.gather(*server.tasks)
-        assert transport.written.endswith(b"ordinary")
-        assert line.timeout_keep_alive_task is not None
-        line.timeout_keep_alive_task.cancel()
+        with connected(state, server, transport) as line:
+            line.data_received(post() + post()[:-5])
+            assert not server.tasks
+            await asyncio.sleep(0)
+            assert transport.written.endswith(b"{}") and len(server.tasks) == 1
+            line.data_received(post()[-5:])
+            await asyncio.gather(*server.tasks)
+            assert transport.written.endswith(b"fallback")
 
     asyncio.run(scenario())
-    service.pool.shutdown()

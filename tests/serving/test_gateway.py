@@ -1,0 +1,186 @@
+"""What stands in front of the routes: limits, the deadline, identifiers, the access log."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from houses import BODY, HOUSE, JSON, connected
+from processes import until
+
+from housing_mlops.config import Settings
+from housing_mlops.serving.api import create_app
+
+
+def test_monitoring_and_administration_ask_for_keys(home: Path) -> None:
+    keyed = Settings(home=home, api_keys="old,new", admin_keys="root")
+    with TestClient(create_app(keyed)) as api:
+        until(connected(api))
+        for key, status in (("", 401), ("bad", 401), ("new", 200)):
+            answer = api.get("/monitoring/traffic", headers={"X-API-Key": key})
+            assert answer.status_code == status
+        assert api.get("/readyz").status_code == 200
+        for key, status in (("new", 403), ("root", 200)):
+            answer = api.post("/admin/reload", headers={"X-API-Key": key})
+            assert answer.status_code == status
+    with TestClient(create_app(Settings(home=home))) as api:
+        assert api.post("/admin/reload", headers={"X-API-Key": ""}).status_code == 403
+
+
+def test_a_client_that_asks_too_often_waits(home: Path) -> None:
+    pytest.importorskip("limits")
+    limited = Settings(home=home, rate_limit="3/hour", api_keys="mine")
+    with TestClient(create_app(limited)) as api:
+        mine = {"X-API-Key": "mine"}
+        answers = [api.post("/predict", json=HOUSE, headers=mine) for _ in range(5)]
+        assert [a.status_code for a in answers] == [200] * 3 + [429] * 2
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 3600
+        guesses = [
+            api.post("/predict", json=HOUSE, headers={"X-API-Key": f"k{i}"}) for i in range(5)
+        ]
+        assert [a.status_code for a in guesses] == [401] * 3 + [429] * 2
+        assert {api.get(path).status_code for path in ("/livez", "/readyz", "/metrics")} == {200}
+
+        async def fails(*_: Any) -> bool:
+            raise ConnectionError("made up")
+
+        api.app.service.limiter.strategy.hit = fails
+        assert api.post("/predict", json=HOUSE, headers=mine).status_code == 200
+
+
+def test_too_many_in_progress_are_told_to_come_back(home: Path) -> None:
+    with TestClient(create_app(Settings(home=home, max_in_progress=2))) as api:
+        api.app.service.in_progress += 2
+        answer = api.post("/predict", json=HOUSE)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        api.app.service.in_progress -= 2
+        assert api.post("/predict", json=HOUSE).status_code == 200
+
+
+def test_browsers_of_other_origins_are_not_let_in_unless_configured(home: Path) -> None:
+    origin = {"Origin": "https://elsewhere.example"}
+    for allowed, header in (("", None), (origin["Origin"], origin["Origin"])):
+        with TestClient(create_app(Settings(home=home, cors_origins=allowed))) as api:
+            for answer in (
+                api.get("/readyz", headers=origin),
+                api.post("/predict", json=HOUSE, headers=origin),
+            ):
+                assert answer.status_code == 200
+                assert answer.headers.get("access-control-allow-origin") == header
+
+
+def test_request_ids_come_back_both_ways(home: Path) -> None:
+    given = JSON | {"X-Request-ID": "abc-1 <script>"}
+    with TestClient(create_app(Settings(home=home))) as api:
+        for body in (BODY, b"{"):
+            answer = api.post("/predict", content=body, headers=given)
+            assert answer.headers["x-request-id"] == "abc-1script"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_access_log_is_written_aside(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with TestClient(create_app(Settings(home=home, access_log="all"))) as api:
+        api.post("/predict", json=HOUSE, headers={"X-Request-ID": "seen"})
+        api.get("/livez")
+    lines = [json.loads(r.message) for r in caplog.records if r.name.endswith(".access")]
+    assert {line["path"] for line in lines} == {"/predict", "/livez"}
+    assert lines[0]["request_id"] == "seen" and lines[0]["status"] == 200
+
+
+def connection(path: str) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
+    """A POST whose headers have come, what is sent back, and the function that sends."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"300")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": headers,
+        "query_string": b"",
+    }
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    return scope, sent, send
+
+
+async def never() -> dict[str, Any]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("path", ["/predict", "/feedback"])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_request_that_never_comes_is_cut_off_and_one_that_leaves_is_let_go(
+    home: Path, path: str, late: bool
+) -> None:
+    deadline_s = 0.01 if late else 60
+    app = create_app(Settings(home=home, log="off", deadline_s=deadline_s))
+    scope, sent, send = connection(path)
+    app.prices.fast_path = lambda requests: [None] * len(requests)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(app(scope, never, send))
+        while not app.deadline.waiting:
+            await asyncio.sleep(0)
+        if late:
+            await asyncio.sleep(0.02)
+            app.deadline.cut_off()
+            app.deadline.cut_off()  # nobody is cut off twice
+        else:
+            app.deadline.cut_off()  # it has time left
+            task.cancel()
+        await task
+
+    if late:
+        asyncio.run(scenario())
+        assert sent[0]["status"] == 408 and app.service.counters.errors == {"slow": 1}
+        assert (b"connection", b"close") in [(k.lower(), v) for k, v in sent[0]["headers"]]
+        assert b"too long" in sent[1]["body"]
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(scenario())
+        assert sent == []
+    assert app.service.in_progress == 0 and not app.deadline.waiting
+
+
+def test_a_body_in_pieces_is_priced_by_the_fallback_route(home: Path) -> None:
+    with TestClient(create_app(Settings(home=home))) as api:
+        scope, sent, send = connection("/predict")
+        pieces = [BODY[:40], BODY[40:90], BODY[90:]]
+
+        async def receive() -> dict[str, Any]:
+            piece = pieces.pop(0)
+            return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+        asyncio.run(api.app(scope, receive, send))
+        assert sent[0]["status"] == 200 and json.loads(sent[1]["body"])["prediction"] > 0
+        headers = dict(sent[0]["headers"])
+        assert headers[b"x-frame-options"] == b"DENY", "as the fallback route answers"
+
+
+def test_a_client_that_leaves_while_it_is_answered_meets_no_deadline(home: Path) -> None:
+    app = create_app(Settings(home=home, log="off", deadline_s=0.01))
+    scope, sent, send = connection("/feedback")
+    messages = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else await never()
+
+    async def watches(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        leaves = asyncio.create_task(receive())
+        await asyncio.sleep(0.02)
+        app.deadline.cut_off()
+        assert not leaves.done() and not app.deadline.waiting
+        leaves.cancel()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    app.deadline.app = watches
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 204
