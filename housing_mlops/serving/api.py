@@ -96,7 +96,7 @@ STATUS: dict[type[HousingError], tuple[int, str]] = {
     UnknownPrediction: (404, "unknown_prediction"),
     FeedbackConflict: (409, "conflict"),
 }
-REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method", 408: "slow", 413: "too_large"}
+REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method"}
 
 
 async def failed(request: Request, error: Exception) -> Response:
@@ -176,7 +176,7 @@ async def cut_off(
     app: HousingAPI,  # the application
 ) -> None:
     """Cut off clients that take too long to send their requests."""
-    app.deadline.cut_off()
+    app.reader.cut_off()
 
 # %% ../../nbs/8_serving/11_api.ipynb #9e7faeb3
 def background(
@@ -250,7 +250,6 @@ def create_app(
         summary="Prices for houses, with their interval, their model and a memory.",
         version=__version__,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     for router in (operations, administration, monitoring, pages):
         app.include_router(router)

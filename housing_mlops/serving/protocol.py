@@ -48,11 +48,10 @@ def write_answer(
     keep_alive: bool,  # whether the connection stays open
 ) -> bytes:
     """A whole answer, as it goes to the socket."""
-    if request.request_id:
-        head += b"x-request-id: %b\r\n" % request.request_id
     if not keep_alive:
         head += b"connection: close\r\n"
-    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+    rest = (head, request.request_id, len(body), body)
+    return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % rest
 
 # %% ../../nbs/8_serving/09_protocol.ipynb #56280747
 class HoldingProtocol(HttpToolsProtocol):
