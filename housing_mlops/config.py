@@ -144,7 +144,13 @@ class ServerSettings(SettingsGroup):
     max_batch: int = Field(1_000, ge=1, description="Most houses in one batch request.")
     workers: int = Field(1, ge=1, description="Server processes that share the port.")
     max_in_progress: int = Field(512, ge=1, description="Requests in progress beyond which: 503.")
-    deadline_s: float = Field(10, gt=0, description="Time a client may take to send its request.")
+    max_connections: int = Field(1_000, ge=1, description="Connections of a process at a time.")
+    max_connections_of_one: int = Field(500, ge=1, description="The same, of one address.")
+    deadline_s: float = Field(
+        10,
+        gt=0,
+        description="Time a client may take to send a request, or stand still while it reads.",
+    )
 
 # %% ../nbs/00_config.ipynb #8c76bb0f
 class AccessSettings(SettingsGroup):

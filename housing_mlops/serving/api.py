@@ -175,8 +175,9 @@ async def share(
 async def cut_off(
     app: HousingAPI,  # the application
 ) -> None:
-    """Cut off clients that take too long to send their requests."""
+    """Cut off clients that take too long to send their requests, or to read their answers."""
     app.reader.cut_off()
+    app.connections.look()
 
 # %% ../../nbs/8_serving/11_api.ipynb #9e7faeb3
 def background(
@@ -219,7 +220,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     await follow(app)
     tasks = background(app)
     with access_log_aside(), steady():
-        yield {"service": service, "prices": app.prices}
+        yield {"service": service, "prices": app.prices, "connections": app.connections}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

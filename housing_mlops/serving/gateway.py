@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..monitoring.counters import Counters
 from ..prediction_log.record import new_id
 from .access_log import clean_id, log_request
+from .connections import Connections
 from housing_mlops.serving.fast_path import (
     SECURITY_HEADERS,
     PriceQueue,
@@ -303,6 +304,7 @@ class HousingAPI(FastAPI):
         if service.limiter is not None:
             limited = ClientLimit(limited, service.limiter, counters)
         self.gateway = StandardHeaders(RequestLog(limited, counters, settings.access_log))
+        self.connections = Connections(settings, counters)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's request, or run the lifespan."""
