@@ -11,6 +11,7 @@ __all__ = ['logger', 'administration', 'STATUS', 'REASONS', 'app', 'install_rout
 import asyncio
 import gc
 import logging
+import multiprocessing
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -38,6 +39,7 @@ from .dashboard import pages
 from .fast_path import make_fast_path
 from .gateway import HousingAPI
 from .routes import monitoring, operations, pricing_routes
+from .server import tie_to_parent
 from .service import NoModel, Serve, Service, administrator, service_of
 
 # %% ../../nbs/8_serving/11_api.ipynb #b0000001
@@ -216,6 +218,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """The life of an application; what it yields is where `HousingProtocol` looks."""
     assert isinstance(app, HousingAPI)
     service = app.service
+    if master := multiprocessing.parent_process():  # of several workers
+        tie_to_parent(master.pid or 0)
     service.open_log()
     await follow(app)
     tasks = background(app)
