@@ -255,6 +255,8 @@ def create_app(
         summary="Prices for houses, with their interval, their model and a memory.",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # the page is ours: it loads nothing from elsewhere
+        redoc_url=None,
     )
     for router in (operations, administration, monitoring, pages):
         app.include_router(router)
