@@ -49,11 +49,16 @@ class Deadline:
         """The deadline of a part: so far away, and no later than this one."""
         return min(self, Deadline.after(seconds), key=lambda deadline: deadline.end)
 
+    @property
+    def passed(self) -> TimeoutError:
+        """The error that says so."""
+        return TimeoutError(f"it took longer than {self.seconds:g} s")
+
     def left(self) -> float:
         """The seconds until then; raises `TimeoutError` when there are none."""
         left = self.end - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"it took longer than {self.seconds:g} s")
+            raise self.passed
         return left
 
 # %% ../../nbs/5_registry/03_transport.ipynb #4f48d6eb
@@ -75,7 +80,10 @@ class TimedReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         """How many bytes came; raises `TimeoutError` at the deadline."""
         self.sock.settimeout(self.deadline.left())
-        return self.raw.readinto(buffer)
+        try:
+            return self.raw.readinto(buffer)
+        except TimeoutError:
+            raise self.deadline.passed from None
 
     def close(self) -> None:
         """Let go of the socket."""
