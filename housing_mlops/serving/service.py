@@ -9,8 +9,11 @@ __all__ = ['logger', 'Serve', 'Key', 'ChampionWatch', 'intervals', 'to_predictio
 # %% ../../nbs/8_serving/04_service.ipynb #16452954
 import logging
 import os
+import shutil
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -56,13 +59,14 @@ class ChampionWatch:
         self.folder: Path | None = None  # of the bundle in use
         self.problem = ""  # why the registry's champion is not what serves; empty when it is
         self.registry = Check("healthy", "not asked yet")
+        self.spare: Path | None = None  # for bundles when the cache folder cannot be written
 
     def load(self) -> Model | None:
         """The champion if it is not in use already, verified and warm; None otherwise."""
         try:
-            champion = fetch_champion(self.settings)
+            champion = fetch_champion(self.settings, self._spare(), hurry=self.folder is None)
             self.registry = self._reached(champion)
-            if champion is not None and champion.folder != self.folder:
+            if champion is not None and self._new(champion):
                 model = Model.open(champion.folder, champion.version)
                 self.folder, self.problem = champion.folder, ""
                 return model
@@ -78,9 +82,25 @@ class ChampionWatch:
     def _reached(self, champion: Champion | None) -> Check:
         """How the registry was reached: itself, the cache in its place, or this machine's own."""
         if champion is not None and champion.problem:
-            return Check("degraded", f"{champion.problem} Serving from the cache.")
+            if champion.problem != self.registry.detail:
+                logger.warning("%s", champion.problem)
+            return Check("degraded", champion.problem)
         remote = self.settings.tracking.startswith("http")
         return Check("healthy", "reachable" if remote else "this machine's cache")
+
+    def _spare(self) -> Path | None:
+        """A folder of this process's own, which goes with it; None where there is no room."""
+        if self.spare is None and self.settings.tracking.startswith("http"):
+            with suppress(OSError):
+                self.spare = Path(tempfile.mkdtemp(prefix="housing-bundles-"))
+                weakref.finalize(self, shutil.rmtree, self.spare, ignore_errors=True)
+        return self.spare
+
+    def _new(self, champion: Champion) -> bool:
+        """Whether it is another than the one in use, and not an older one from the cache."""
+        aside = [f is not None and f.parent == self.spare for f in (self.folder, champion.folder)]
+        older = bool(champion.problem) and aside == [True, False]
+        return champion.folder != self.folder and not older
 
 # %% ../../nbs/8_serving/04_service.ipynb #36000006
 def intervals(

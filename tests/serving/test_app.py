@@ -136,7 +136,7 @@ def test_with_the_registry_away_the_cached_champion_serves(home: Path) -> None:
         assert api.post("/predict", json=HOUSE).status_code == 200
         health = api.get("/health").json()
     assert health["status"] == "degraded"
-    assert "Serving from the cache" in health["checks"]["registry"]["detail"]
+    assert "served from the cache" in health["checks"]["registry"]["detail"]
 
 
 def test_a_page_of_history_is_bounded_in_bytes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
