@@ -35,7 +35,7 @@ def stands_still(
         return "head", line.cycle
     return None
 
-# %% ../../nbs/8_serving/09_connections.ipynb #5e1ab657
+# %% ../../nbs/8_serving/09_connections.ipynb #8b000001
 SPARE: Final = 16  # connections beyond the bound, for probes
 CUT_OFF: Final = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -56,7 +56,7 @@ class Progress:
     stands: tuple[str, object] | None = None
     since: float = 0.0  # by `time.monotonic`
 
-
+# %% ../../nbs/8_serving/09_connections.ipynb #5e1ab657
 class Connections:
     """The connections of this process."""
 

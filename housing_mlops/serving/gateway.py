@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JSON', 'refuse', 'StandardHeaders', 'SentStatus', 'RequestLog', 'ClientLimit', 'Replay', 'TooLarge', 'Reading',
-           'BodyReader', 'read_body', 'OverloadLimit', 'FastPathEntry', 'HousingAPI']
+           'read_body', 'BodyReader', 'OverloadLimit', 'FastPathEntry', 'HousingAPI']
 
 # %% ../../nbs/8_serving/08_gateway.ipynb #0848e247
 import asyncio
@@ -165,6 +165,26 @@ class Reading:
     since: float  # by `time.monotonic`
     late: bool = False
 
+# %% ../../nbs/8_serving/08_gateway.ipynb #8a000001
+async def read_body(
+    scope: Scope,  # of a request
+    receive: Receive,  # its parts
+    most: int,  # bytes of a body
+) -> bytes | None:
+    """The whole body, None when the client left; raises `TooLarge`."""
+    length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+    if length.isdigit() and int(length) > most:
+        raise TooLarge
+    parts, size = [], 0
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise TooLarge
+        if not message.get("more_body"):
+            return b"".join(parts)
+    return None
+
 # %% ../../nbs/8_serving/08_gateway.ipynb #9d3ab349
 class BodyReader:
     """Reads a request to its end before it passes it on; refuses what is too large or too slow."""
@@ -208,26 +228,6 @@ class BodyReader:
             if reading.since < latest and not reading.late:
                 reading.late = True
                 task.cancel()
-
-
-async def read_body(
-    scope: Scope,  # of a request
-    receive: Receive,  # its parts
-    most: int,  # bytes of a body
-) -> bytes | None:
-    """The whole body, None when the client left; raises `TooLarge`."""
-    length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-    if length.isdigit() and int(length) > most:
-        raise TooLarge
-    parts, size = [], 0
-    while (message := await receive())["type"] == "http.request":
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > most:
-            raise TooLarge
-        if not message.get("more_body"):
-            return b"".join(parts)
-    return None
 
 # %% ../../nbs/8_serving/08_gateway.ipynb #e9930831
 class OverloadLimit:

@@ -156,11 +156,11 @@ def to_record(
         features=house,
     )
 
-# %% ../../nbs/8_serving/04_service.ipynb #3600000d
+# %% ../../nbs/8_serving/04_service.ipynb #8d000001
 class NoModel(HousingError):
     """There is no model to price with."""
 
-
+# %% ../../nbs/8_serving/04_service.ipynb #3600000d
 class Service:
     """What one worker process serves with."""
 
