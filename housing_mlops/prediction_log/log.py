@@ -38,7 +38,7 @@ class LogOptions:
     max_bytes: int = 256_000_000  # largest backlog of this process
     retention_days: float = 0  # how long a prediction stays; 0: always
     retention_rows: int = 0  # how many stay; 0: all
-    timeout_s: float = 15  # time one call to PostgreSQL may take
+    timeout_s: float = 15  # time one call to the database may take
     interval_s: float = 0.05  # between two rounds of the carrier
     housekeeping_s: float = 5  # between two looks for dead processes and old rows
     stall_s: float = 5  # a round that takes longer counts as an outage
@@ -126,6 +126,7 @@ class PredictionLog:
             self.database.close()
         else:  # in a call that does not return: its files stay open
             rows = left.rows
+            self.database.close()  # which lets go whoever waits for it
             logger.warning("the database still does not answer; %d rows stay in the journal", rows)
         return left
 
