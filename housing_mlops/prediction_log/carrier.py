@@ -99,11 +99,12 @@ class Housekeeping:
         self,
         reader: JournalReader,  # which adopts
         database: LogDatabase,  # which has to answer
-        retention: tuple[float, int] = (0, 0),  # days and rows, see `delete_old`
+        retention: tuple[float, int, float] = (0, 0, 1),  # days, rows, share: see `delete_old`
         every_s: float = 5,  # between two rounds; old rows are looked for every twelfth
     ):
         self.reader, self.database = reader, database
         self.retention, self.every_s = retention, every_s
+        self.stopped = ""  # why nothing old is deleted; empty when it is
         self._due = self._delete_due = 0.0
 
     def run_if_due(self) -> None:
@@ -115,7 +116,7 @@ class Housekeeping:
         self._adopt()
         now = time.monotonic()
         self._due = now + self.every_s
-        if any(self.retention) and now >= self._delete_due:
+        if any(self.retention[:2]) and now >= self._delete_due:
             self._delete_due = now + 12 * self.every_s
             if self._delete_old():  # there may be more, but new records come first
                 self._due = self._delete_due = now
@@ -129,9 +130,18 @@ class Housekeeping:
             logger.warning("the journal's folder cannot be read: %s", error)
 
     def _delete_old(self) -> bool:
-        from housing_mlops.prediction_log.database import delete_old
+        from housing_mlops.prediction_log.retention import RetentionStopped, delete_old
 
-        return delete_old(self.database.writer, *self.retention) > 0
+        days, rows, share = self.retention
+        try:
+            deleted = delete_old(self.database.writer, days, rows, share=share)
+        except RetentionStopped as error:
+            if not self.stopped:
+                logger.warning("%s", error)
+            self.stopped = str(error)
+            return False
+        self.stopped = ""
+        return deleted > 0
 
 # %% ../../nbs/6_prediction_log/09_carrier.ipynb #fd1677ad
 class Carrier:
