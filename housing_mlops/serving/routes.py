@@ -308,7 +308,7 @@ def recent_predictions(
     from housing_mlops.prediction_log.queries import read_page
 
     page = read_page(log.engine, before, limit, version)
-    rows = [{**asdict(row), "time": row.time.isoformat()} for row in page.rows]
+    rows = [{**vars(row), "time": row.time.isoformat()} for row in page.rows]
     if "text/csv" in accept:
         cursor = {"X-Next": page.next or ""}
         return Response(as_csv(rows), media_type="text/csv", headers=cursor)
