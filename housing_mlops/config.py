@@ -205,6 +205,9 @@ class MonitoringSettings(SettingsGroup):
     registry_poll_s: float = Field(5, ge=0, description="How often to look for a new champion.")
     metrics_dir: Path | None = Field(None, description="Folder where workers share their counters.")
     drift_interval_s: float = Field(60, gt=0, description="How often drift is judged.")
+    live_error_interval_s: float = Field(
+        5, gt=0, description="How often the live error is read for /metrics."
+    )
 
 # %% ../nbs/00_config.ipynb #f7d70e78
 class LogSettings(SettingsGroup):
@@ -222,6 +225,9 @@ class LogSettings(SettingsGroup):
     journal_max_mb: int = Field(256, ge=1, description="Largest backlog of one worker, in MB.")
     log_retention_days: float = Field(0, ge=0, description="Days a prediction is kept; 0: always.")
     log_retention_rows: int = Field(0, ge=0, description="Most predictions kept; 0: all.")
+    log_retention_share: float = Field(
+        0.5, gt=0, le=1, description="Share beyond which a person has to agree to a deletion."
+    )
 
 # %% ../nbs/00_config.ipynb #e4a11a1c
 class Settings(  # pydantic reads the fields of the last base first

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'administration', 'STATUS', 'REASONS', 'app', 'install_routes', 'follow', 'reload', 'failed', 'invalid',
-           'refused', 'add_handlers', 'repeat', 'judge', 'share', 'cut_off', 'background', 'steady', 'lifespan',
-           'declaration', 'create_app']
+           'refused', 'add_handlers', 'repeat', 'judge', 'measure', 'share', 'cut_off', 'background', 'steady',
+           'lifespan', 'declaration', 'create_app']
 
 # %% ../../nbs/8_serving/11_api.ipynb #95e973d6
 import asyncio
@@ -40,7 +40,14 @@ from .fast_path import make_fast_path
 from .gateway import HousingAPI
 from .routes import monitoring, operations, pricing_routes
 from .server import tie_to_parent
-from .service import NoModel, Serve, Service, administrator, service_of
+from housing_mlops.serving.service import (
+    NoModel,
+    Serve,
+    Service,
+    administrator,
+    read_live_error,
+    service_of,
+)
 
 # %% ../../nbs/8_serving/11_api.ipynb #b0000001
 logger = logging.getLogger(__name__)
@@ -164,6 +171,16 @@ async def judge(
                 service.conclude(found)
 
 
+async def measure(
+    app: HousingAPI,  # the application
+) -> None:
+    """Read the live error for `/metrics`, and leave the database alone for fifty times as long."""
+    service, loop = app.service, asyncio.get_running_loop()
+    with suppress(LogUnavailable):  # what was read before stays true
+        took = await loop.run_in_executor(service.pool, read_live_error, service)
+        await asyncio.sleep(50 * took)
+
+
 async def share(
     app: HousingAPI,  # the application
 ) -> None:
@@ -191,6 +208,7 @@ def background(
     settings = app.service.settings
     jobs: list[tuple[float, Callable[[HousingAPI], Awaitable[object]]]] = [
         (settings.drift_interval_s, judge),
+        (settings.live_error_interval_s, measure),
         (0.5, share),
         (min(1.0, settings.deadline_s), cut_off),
     ]

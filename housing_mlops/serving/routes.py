@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PROBLEMS', 'operations', 'monitoring', 'RowLimit', 'VersionFilter', 'Log', 'PAGE_BYTES', 'PAGE_PART', 'request_id',
            'milliseconds', 'add_predict', 'complaints', 'sort_houses', 'price_batch', 'add_batch', 'pricing_routes',
-           'home', 'livez', 'readyz', 'health', 'metrics', 'model_info', 'log_of', 'feedback', 'as_csv', 'read_rows',
-           'recent_predictions', 'drift', 'traffic', 'prices', 'live_error']
+           'home', 'livez', 'readyz', 'health', 'metrics_answer', 'metrics', 'model_info', 'log_of', 'feedback',
+           'as_csv', 'read_rows', 'recent_predictions', 'drift', 'traffic', 'prices', 'live_error']
 
 # %% ../../nbs/8_serving/05_routes.ipynb #c13716a3
+import asyncio
 import csv
 import io
 import json
@@ -206,16 +207,25 @@ async def health(service: Serve) -> JSONResponse:
     return JSONResponse(payload, 503 if state == "unhealthy" else 200)
 
 # %% ../../nbs/8_serving/05_routes.ipynb #50000016
-@operations.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
-def metrics(
-    service: Serve, accept: Annotated[str, Header(include_in_schema=False)] = ""
+def metrics_answer(
+    service: Service,  # of the worker that is asked
+    accept: str,  # the request's Accept header
 ) -> Response:
-    """The numbers: JSON for people, Prometheus text or OpenMetrics where `Accept` asks for it."""
+    """The numbers in the language that was asked for."""
     numbers = metric_numbers(service)
     if "text/plain" in accept or "openmetrics" in accept:
         text, kind = exposition(numbers, accept)
         return Response(text, media_type=kind)
     return JSONResponse(as_json(numbers))
+
+
+@operations.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+async def metrics(
+    service: Serve, accept: Annotated[str, Header(include_in_schema=False)] = ""
+) -> Response:
+    """The numbers: JSON for people, Prometheus text or OpenMetrics where `Accept` asks for it."""
+    loop = asyncio.get_running_loop()  # its own thread: pages that wait for a database take others
+    return await loop.run_in_executor(service.pool, metrics_answer, service, accept)
 
 # %% ../../nbs/8_serving/05_routes.ipynb #5000001b
 @operations.get("/model/info", responses={503: {"model": Problem, "description": "No model yet"}})
@@ -304,7 +314,7 @@ def read_rows(
     size = 0
     while limit > len(rows) and size < PAGE_BYTES:
         page = read_page(log.engine, before, min(PAGE_PART, limit - len(rows)), version)
-        found = [{**asdict(row), "time": row.time.isoformat()} for row in page.rows]
+        found = [{**vars(row), "time": row.time.isoformat()} for row in page.rows]
         size += sum(len(json.dumps(row)) for row in found)
         rows += found
         before = page.next

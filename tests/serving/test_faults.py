@@ -261,7 +261,7 @@ def agree(told: dict[str, Any], text: dict[tuple[str, ...], float], asked: int =
 
 
 def test_metrics_agree_and_promtool_accepts_them(serve: Callable[..., Any], table: Table) -> None:
-    server, load = serve(), Load()
+    server, load = serve(HOUSING_LIVE_ERROR_INTERVAL_S="0.1"), Load()
     load.run(server.port, houses(table, 300), 300)
     stored_once(log_of(server), load.accepted)
     with httpx.Client(base_url=server.address) as client:
@@ -270,6 +270,7 @@ def test_metrics_agree_and_promtool_accepts_them(serve: Callable[..., Any], tabl
         assert client.post("/predict", json={"nothing": 1}).status_code == 422
         assert client.get("/nowhere").status_code == 404
         assert client.get("/monitoring/drift").json()["verdict"] == "ok"
+        until(lambda: [r["n"] for r in server.get("/metrics")["live_error"]] == [50])
         kind = client.get("/metrics").headers["content-type"]
         assert kind == "application/json", "what is piped to jq"
     told = server.get("/metrics", "*/*")
@@ -436,3 +437,46 @@ def test_a_database_file_that_cannot_be_opened(serve: Callable[..., Any], table:
     assert answer.status_code == 503 and answer.headers["Retry-After"]
     kept = [p for p in (server.home / "journal").iterdir() if p.suffix == ".journal"]
     assert all(stat.S_ISREG(p.stat().st_mode) for p in kept) and kept
+
+
+# ---- a database that is stopped where it stands
+
+
+@pytest.mark.fault
+def test_a_stopped_postgresql_holds_no_probe_and_no_end(
+    serve: Callable[..., Any], table: Table, postgres: Any
+) -> None:
+    url = postgres.make("stopped")
+    server = serve(HOUSING_DATABASE_URL=url, HOUSING_DATABASE_TIMEOUT_S="2")
+    body, load = houses(table, 506), Load()
+    load.run(server.port, body, 200)
+    stored_once(url, load.accepted)
+    pages = ["predictions", "traffic", "live-error", "prices", "drift"] * 12
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        assert all(client.get(f"/monitoring/{page}").status_code == 200 for page in pages[:5])
+    postgres.signal(signal.SIGSTOP)
+    try:
+        answers = asyncio.run(ask_at_once(server.address, pages))
+        assert set(answers["pages"]) == {503}, "each of them in the end"
+        assert answers["probes"] == [200] * 30
+        load.run(server.port, body, 50)
+        assert len(load.accepted) == 250 and not load.refused
+        until(lambda: not server.get("/metrics")["log"]["connected"])
+        server.kill(signal.SIGTERM)  # waits for the end, for half a minute
+    finally:
+        postgres.signal(signal.SIGCONT)
+    server.start()
+    stored_once(url, load.accepted)
+
+
+async def ask_at_once(address: str, pages: Sequence[str]) -> dict[str, list[int]]:
+    """The statuses of many pages at once, and of the probes that were answered before any of them."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+        waiting = [asyncio.create_task(client.get(f"/monitoring/{page}")) for page in pages]
+        await asyncio.sleep(0.3)
+        probes = []
+        for path in ("/metrics", "/health", "/livez") * 10:
+            probes.append((await client.get(path)).status_code)
+        assert not all(page.done() for page in waiting), "the database answers"
+        return {"pages": [(await page).status_code for page in waiting], "probes": probes}
