@@ -216,6 +216,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     assert isinstance(app, HousingAPI)
     service = app.service
     service.open_log()
+    if service.log is not None and service.log.flusher.level == "always":
+        app.prices.when_kept = service.log.flusher.call_back
     await follow(app)
     tasks = background(app)
     with access_log_aside(), steady():
