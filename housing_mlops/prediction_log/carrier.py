@@ -50,6 +50,7 @@ class LogDatabase:
         self.url, self.timeout_s, self.durable = url, timeout_s, durable
         self._engine: sa.Engine | None = None
         self._opening = threading.Lock()
+        self.identity = ""  # which database it is, once it could be asked
         self._known: tuple[int, int] | None = None
 
     @property
@@ -68,11 +69,12 @@ class LogDatabase:
 
     def prepare(self) -> None:
         """Migrate when the database is new to this process, or another file than a moment ago."""
-        from housing_mlops.prediction_log.database import migrate
+        from housing_mlops.prediction_log.database import migrate, read_identity
 
         if self._known is None or self.was_replaced():
             self.engine.dispose()
             migrate(self.engine)
+            self.identity = read_identity(self.engine)
             self._known = file_identity(self.engine)
 
     def was_replaced(self) -> bool:
@@ -149,6 +151,7 @@ class Carrier:
     def carry(self) -> bool:
         """Store one batch of each writer; whether more was waiting when the round began."""
         self.database.prepare()
+        self.reader.journal.rotation.know(self.database.identity)
         self.housekeeping.run_if_due()
         more = False
         for writer in self.reader.writers:

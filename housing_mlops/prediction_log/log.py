@@ -10,10 +10,11 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from ..config import Settings
+from ..config import Settings, mask_password
 from housing_mlops.prediction_log.carrier import (
     Carrier,
     CarrierThread,
@@ -24,6 +25,7 @@ from housing_mlops.prediction_log.carrier import (
 from .flusher import Durability, Flusher
 from .journal import Backlog, Journal, JournalReader
 from .record import LogUnavailable, UnknownPrediction
+from .segment import Origin
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -93,7 +95,8 @@ class PredictionLog:
         options: LogOptions | None = None,  # bounds, pauses and patience
     ):
         options = options or LogOptions()
-        self.journal = Journal(folder, options.max_bytes)
+        origin = Origin(url=sha256(mask_password(url).encode()).hexdigest()[:16])
+        self.journal = Journal(folder, options.max_bytes, origin=origin)
         self.reader = JournalReader(self.journal)
         self.flusher = Flusher(self.journal, options.durability)
         self.database = LogDatabase(url, options.timeout_s, options.durability != "process")

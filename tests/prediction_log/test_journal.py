@@ -58,7 +58,7 @@ def test_a_torn_line_that_cannot_be_cut_off_spoils_no_other(
 ) -> None:
     journal, reader = opened(folder)
     journal.append_many([b"one"])
-    disk_of(100)
+    disk_of(160)
     with monkeypatch.context() as patched:
         failing(patched, "ftruncate", errno.EIO)
         with pytest.raises(JournalError):
