@@ -161,16 +161,33 @@ class Segment:
         self.fd = -1
 
 # %% ../../nbs/6_prediction_log/02_segment.ipynb #0fbf5b25
+_NAMELESS = getattr(os, "O_TMPFILE", 0)  # Linux; and not every file system has it
+
+
+def _new_file(path: Path) -> tuple[int, bool]:
+    """A descriptor of a new file, and whether it has its name already."""
+    flags = os.O_RDWR | os.O_APPEND
+    if _NAMELESS:
+        try:
+            return os.open(path.parent, flags | _NAMELESS, 0o644), False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+    return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
+
+
 def begin_segment(
     path: Path,  # where there is no file yet
     limit: int,  # how large it may become, in bytes
     origin: Origin | None = None,  # which database the records are meant for
 ) -> Segment:
     """A new segment; raises `OSError`, and then there is no file."""
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+    fd, named = _new_file(path)
     segment = Segment(path, fd, 0, limit=limit, born=time.monotonic())
     try:
         segment.append(header(origin or Origin()))
+        if not named:  # the descriptor has the system follow the link that /proc shows
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
     except OSError:
         segment.remove()
         raise

@@ -186,7 +186,7 @@ def test_a_file_without_a_name_is_not_gone_back_to(
     delete(folder)
     reader.tidy()
     with monkeypatch.context() as patched:
-        failing(patched, "open", errno.EMFILE, lambda path, *_: str(path).endswith(".journal"))
+        failing(patched, "open", errno.EMFILE, lambda path, *_: not str(path).endswith(".lock"))
         for _ in range(2):
             with pytest.raises(JournalError, match="Too many open files"):
                 journal.append_many([b"lost if the process dies now"])
