@@ -10,10 +10,11 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from ..config import Settings
+from ..config import Settings, mask_password
 from housing_mlops.prediction_log.carrier import (
     Carrier,
     CarrierThread,
@@ -21,8 +22,10 @@ from housing_mlops.prediction_log.carrier import (
     LogDatabase,
     Rounds,
 )
+from .flusher import Durability, Flusher
 from .journal import Backlog, Journal, JournalReader
 from .record import LogUnavailable, UnknownPrediction
+from .segment import Origin
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -36,6 +39,7 @@ class LogOptions:
     """Bounds, pauses and patience of a log; the defaults are those of a server."""
 
     max_bytes: int = 256_000_000  # largest backlog of this process
+    durability: Durability = "interval"  # when what was accepted is flushed to disk
     retention_days: float = 0  # how long a prediction stays; 0: always
     retention_rows: int = 0  # how many stay; 0: all
     retention_share: float = 0.5  # of all, beyond which a person has to agree
@@ -72,7 +76,7 @@ def state_of(
     return LogState(
         connected=not error,
         error=error,
-        journal_error=journal.error,
+        journal_error=journal.blocked or journal.error,
         backlog_rows=backlog.rows,
         backlog_bytes=backlog.bytes,
         max_bytes=journal.max_bytes,
@@ -94,9 +98,11 @@ class PredictionLog:
         options: LogOptions | None = None,  # bounds, pauses and patience
     ):
         options = options or LogOptions()
-        self.journal = Journal(folder, options.max_bytes)
+        origin = Origin(url=sha256(mask_password(url).encode()).hexdigest()[:16])
+        self.journal = Journal(folder, options.max_bytes, origin=origin)
         self.reader = JournalReader(self.journal)
-        self.database = LogDatabase(url, options.timeout_s)
+        self.flusher = Flusher(self.journal, options.durability)
+        self.database = LogDatabase(url, options.timeout_s, options.durability != "process")
         retention = (options.retention_days, options.retention_rows, options.retention_share)
         housekeeping = Housekeeping(self.reader, self.database, retention, options.housekeeping_s)
         carrier = Carrier(self.reader, self.database, housekeeping)
@@ -114,6 +120,7 @@ class PredictionLog:
 
     def start(self, wait_s: float = 5) -> Self:
         """This log, its thread running; waits so long for the first round to end."""
+        self.flusher.start()
         self.thread.start(wait_s)
         return self
 
@@ -124,6 +131,7 @@ class PredictionLog:
     ) -> Backlog:
         """What could not be stored in time: it stays in the journal for the next start."""
         ended, left = self.thread.stop(deadline_s, grace_s), self.reader.backlog
+        self.flusher.stop(grace_s)
         if ended:
             self.reader.close()
             self.database.close()
@@ -168,13 +176,14 @@ def take_feedback(
 
 # %% ../../nbs/6_prediction_log/10_log.ipynb #08203942
 def open_log(
-    settings: Settings,  # `log`, `database_url`, `journal_*` and `log_retention_*` matter
+    settings: Settings,  # `log`, `database_*`, `journal_*`, `durability` and `log_retention_*` matter
 ) -> PredictionLog | None:
     """The log that `settings` describe, not started; None when they turn it off."""
     if settings.log == "off":
         return None
     options = LogOptions(
         max_bytes=settings.journal_max_mb * 1_000_000,
+        durability=settings.durability,
         retention_days=settings.log_retention_days,
         retention_rows=settings.log_retention_rows,
         retention_share=settings.log_retention_share,
