@@ -13,11 +13,12 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../nbs/00_config.ipynb #a6a4ce2e
@@ -147,14 +148,40 @@ class ServerSettings(SettingsGroup):
     deadline_s: float = Field(10, gt=0, description="Time a client may take to send its request.")
 
 # %% ../nbs/00_config.ipynb #8c76bb0f
+def _networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """The networks in a comma-separated list; raises `ValueError`."""
+    return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+
+
 class AccessSettings(SettingsGroup):
     """Who may ask the API, how often, and which requests are logged."""
 
     api_keys: SecretStr = Field(
-        SecretStr(""), description="Comma-separated keys that may ask for prices; empty: anyone."
+        SecretStr(""), description="Comma-separated keys that may ask for prices."
+    )
+    feedback_keys: SecretStr = Field(
+        SecretStr(""), description="Comma-separated keys that may report on any price, and correct."
+    )
+    history_keys: SecretStr = Field(
+        SecretStr(""), description="Comma-separated keys that may read what was asked and answered."
     )
     admin_keys: SecretStr = Field(
         SecretStr(""), description="Comma-separated keys that may administer; empty: nobody."
+    )
+    keys_file: Path = Field(
+        Path("keys.json"), description="File of named keys: `housing-mlops keys` makes it."
+    )
+    open: bool = Field(
+        False, description="Let anyone ask where others can reach the API and there is no key."
+    )
+    published: str = Field(
+        "", description="Address that a container's port is published on; empty: HOUSING_HOST."
+    )
+    hosts: str = Field(
+        "", description="Comma-separated host names of the API, such as api.example.com, *.corp."
+    )
+    proxies: str = Field(
+        "", description="Addresses and networks of proxies whose X-Forwarded-For is believed."
     )
     rate_limit: str = Field(
         "", description="Requests one key or address may send, such as 100/minute; empty: any."
@@ -166,6 +193,17 @@ class AccessSettings(SettingsGroup):
     access_log: Literal["all", "errors", "off"] = Field(
         "errors", description="Which requests are written to the access log."
     )
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        _networks(value)
+        return value
+
+    @property
+    def proxy_networks(self) -> list[IPv4Network | IPv6Network]:
+        """The networks of `proxies`; an address is a network of one."""
+        return _networks(self.proxies)
 
 # %% ../nbs/00_config.ipynb #bfff3664
 class MonitoringSettings(SettingsGroup):

@@ -27,6 +27,8 @@ from typing import Any
 from ..config import HousingError, Settings
 from ..model.bundle import read_info
 from ..registry.shelf import Champion, cached_champion
+from ..serving.guards import check_exposure
+from ..serving.keys import KeyRing
 from ..serving.server import check_port
 
 # %% ../../nbs/9_operations/02_up.ipynb #246f3d89
@@ -239,6 +241,7 @@ def up(
     say: Callable[[str], None] = print,  # where messages go
 ) -> None:
     """Nothing, once a signal has ended it; raises `UpError` when a process fails."""
+    check_exposure(settings.host, settings, KeyRing(settings))
     check_port("127.0.0.1", mlflow_port, "MLFLOW_PORT= (--mlflow-port)")
     check_port(settings.host, settings.port, "PORT= (--port)")
     champion = ensure_champion(settings, train, say)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['logger', 'administration', 'STATUS', 'REASONS', 'app', 'install_routes', 'follow', 'reload', 'failed', 'invalid',
-           'refused', 'add_handlers', 'repeat', 'judge', 'share', 'cut_off', 'background', 'steady', 'lifespan',
-           'declaration', 'create_app']
+           'refused', 'add_handlers', 'repeat', 'judge', 'share', 'cut_off', 'renew_keys', 'background', 'steady',
+           'lifespan', 'declaration', 'declare_keys', 'create_app']
 
 # %% ../../nbs/8_serving/11_api.ipynb #95e973d6
 import asyncio
+import copy
 import gc
 import logging
 import sys
@@ -17,7 +18,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
@@ -33,12 +34,11 @@ from ..prediction_log.record import FeedbackConflict, LogUnavailable, UnknownPre
 from ..registry.shelf import cached_champion
 from ..schema import Dataset, load_dataset
 from .access_log import access_log_aside
-from .answers import Problem
 from .dashboard import pages
 from .fast_path import make_fast_path
 from .gateway import HousingAPI
-from .routes import monitoring, operations, pricing_routes
-from .service import NoModel, Serve, Service, administrator, service_of
+from .routes import PROBLEMS, monitoring, operations, pricing_routes, reports
+from .service import NoModel, Serve, Service, needs, service_of
 
 # %% ../../nbs/8_serving/11_api.ipynb #b0000001
 logger = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ administration = APIRouter(tags=["operations"])
 
 @administration.post(
     "/admin/reload",
-    dependencies=[Depends(administrator)],
-    responses={403: {"model": Problem, "description": "An administration key is needed"}},
+    dependencies=[needs("admin")],
+    responses={status: PROBLEMS[status] for status in (401, 403, 421, 429)},
 )
 async def reload(request: Request, service: Serve) -> dict[str, Any]:
     """Look for a new champion now."""
@@ -178,6 +178,13 @@ async def cut_off(
     """Cut off clients that take too long to send their requests."""
     app.deadline.cut_off()
 
+
+async def renew_keys(
+    app: HousingAPI,  # the application
+) -> None:
+    """Take over what was changed in the file of keys."""
+    app.service.keys.refresh()
+
 # %% ../../nbs/8_serving/11_api.ipynb #9e7faeb3
 def background(
     app: HousingAPI,  # the application
@@ -188,6 +195,7 @@ def background(
         (settings.drift_interval_s, judge),
         (0.5, share),
         (min(1.0, settings.deadline_s), cut_off),
+        (2.0, renew_keys),
     ]
     if settings.registry_poll_s:
         jobs.append((settings.registry_poll_s, follow))
@@ -238,6 +246,26 @@ def declaration(
             return read_info(cached.folder).dataset
     return load_dataset(settings.dataset, settings.home)
 
+# %% ../../nbs/8_serving/11_api.ipynb #5675d433
+def declare_keys(
+    app: HousingAPI,  # the application
+) -> None:
+    """Have the documentation ask for a key where a key is needed."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        whole = generate()
+        if not app.service.keys.open:
+            return whole
+        told = copy.deepcopy(whole)
+        for methods in told["paths"].values():
+            for operation in methods.values():
+                if operation.get("security") != [{"key": ["admin"]}]:
+                    operation.pop("security", None)
+        return told
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+
 # %% ../../nbs/8_serving/11_api.ipynb #e6b2957c
 def create_app(
     settings: Settings | None = None,  # the process's own by default
@@ -252,10 +280,11 @@ def create_app(
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
     )
-    for router in (operations, administration, monitoring, pages):
+    for router in (operations, administration, monitoring, reports, pages):
         app.include_router(router)
     install_routes(app, declaration(settings))
     add_handlers(app)
+    declare_keys(app)
     if origins := [o.strip() for o in settings.cors_origins.split(",") if o.strip()]:
         app.add_middleware(
             CORSMiddleware,
