@@ -190,6 +190,9 @@ class AccessSettings(SettingsGroup):
         "memory://", description="Where they are counted; workers share redis://host:6379."
     )
     cors_origins: str = Field("", description="Comma-separated origins of browsers that may ask.")
+    feedback_margin: float = Field(
+        1, ge=0, description="Room for reported prices beyond the declared range, in its widths."
+    )
     access_log: Literal["all", "errors", "off"] = Field(
         "errors", description="Which requests are written to the access log."
     )

@@ -108,7 +108,9 @@ def ranked_errors(
         sa.case((p.low.is_not(None) & p.high.is_not(None), inside)).label("within"),
         rank.label("rank"),
     )
-    return rows.join_from(predictions, feedback).where(*chosen(version, since)).subquery()
+    payable = sa.func.abs(f.price) < 1e100  # squares of more overflow, which PostgreSQL refuses
+    both = rows.join_from(predictions, feedback)
+    return both.where(payable, *chosen(version, since)).subquery()
 
 # %% ../../nbs/6_prediction_log/07_queries.ipynb #06d3bd78
 class LiveError(NamedTuple):

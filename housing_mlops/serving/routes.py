@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBLEMS', 'operations', 'LOG_PROBLEMS', 'monitoring', 'reports', 'RowLimit', 'VersionFilter', 'Log', 'request_id',
            'milliseconds', 'add_predict', 'complaints', 'sort_houses', 'price_batch', 'add_batch', 'pricing_routes',
-           'home', 'livez', 'readyz', 'health', 'metrics', 'model_info', 'log_of', 'feedback', 'as_csv',
+           'home', 'livez', 'readyz', 'health', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv',
            'recent_predictions', 'drift', 'traffic', 'prices', 'live_error']
 
 # %% ../../nbs/8_serving/05_routes.ipynb #c13716a3
@@ -29,8 +29,17 @@ from ..monitoring.health import overall
 from ..monitoring.judgement import judge_log
 from ..monitoring.metrics import as_json, exposition
 from ..prediction_log.log import PredictionLog, take_feedback
-from ..schema import Dataset, dictionary
-from .answers import BatchAnswer, Feedback, Prediction, Problem, Refused
+from ..schema import Dataset, Target, dictionary
+from housing_mlops.serving.answers import (
+    BatchAnswer,
+    Feedback,
+    FiniteJSON,
+    Prediction,
+    Problem,
+    Refused,
+    check_price,
+    price_bounds,
+)
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
@@ -216,7 +225,7 @@ def metrics(
     if "text/plain" in accept or "openmetrics" in accept:
         text, kind = exposition(numbers, accept)
         return Response(text, media_type=kind)
-    return JSONResponse(as_json(numbers))
+    return FiniteJSON(as_json(numbers))
 
 # %% ../../nbs/8_serving/05_routes.ipynb #5000001b
 @operations.get("/model/info", responses={503: {"model": Problem, "description": "No model yet"}})
@@ -270,6 +279,16 @@ def log_of(service: Serve) -> PredictionLog:
 Log = Annotated[PredictionLog, Depends(log_of)]
 
 # %% ../../nbs/8_serving/05_routes.ipynb #5000001e
+def report_range(
+    service: Service,  # whose model knows what houses cost
+) -> tuple[Target, tuple[float, float]]:
+    """What is reported, and between what it has to lie; raises `NoModel`."""
+    model = service.ready()
+    target, known = model.dataset.target, model.reference.predictions
+    margin = service.settings.feedback_margin
+    return target, price_bounds(target, float(known.min()), float(known.max()), margin)
+
+
 @reports.post(
     "/feedback",
     responses={
@@ -278,8 +297,9 @@ Log = Annotated[PredictionLog, Depends(log_of)]
         409: {"model": Problem, "description": "Another price was reported before"},
     },
 )
-def feedback(given: Feedback, log: Log) -> dict[str, str]:
+def feedback(given: Feedback, service: Serve, log: Log) -> dict[str, str]:
     """Report what a house was really sold for, by the identifier of its prediction."""
+    check_price(given.price, *report_range(service))
     state = take_feedback(log, given.prediction_id, given.price, given.time, given.replace)
     return {"prediction_id": given.prediction_id, "status": state}
 
@@ -311,7 +331,7 @@ def recent_predictions(
     if "text/csv" in accept:
         cursor = {"X-Next": page.next or ""}
         return Response(as_csv(rows), media_type="text/csv", headers=cursor)
-    return JSONResponse({"predictions": rows, "next": page.next})
+    return FiniteJSON({"predictions": rows, "next": page.next})
 
 # %% ../../nbs/8_serving/05_routes.ipynb #50000026
 @monitoring.get("/monitoring/drift")
