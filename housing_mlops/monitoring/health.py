@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..config import mask_password
 from ..model.inference import Model
 from .judgement import Judgement
 from ..prediction_log.log import LogState
@@ -26,6 +27,9 @@ class Check:
 
     state: State
     detail: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", mask_password(self.detail))
 
 
 def overall(

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..config import HousingError, Settings
+from ..config import HousingError, Settings, mask_password
 from ..model.bundle import read_info
 from ..registry.shelf import Champion, cached_champion
 from ..serving.guards import check_exposure
@@ -204,7 +204,7 @@ def running(
 ) -> Iterator[dict[str, Process]]:
     """The processes by the URL that each answers on once it is ready; the block ends them all."""
     processes: dict[str, Process] = {}
-    registry = settings.tracking
+    registry = settings.tracking_uri  # with the login, if it holds one
     try:
         if registry.startswith("sqlite:"):
             registry = f"http://127.0.0.1:{mlflow_port}"
@@ -247,7 +247,7 @@ def up(
     champion = ensure_champion(settings, train, say)
     logs = settings.path("runs/serve")
     local = settings.tracking.startswith("sqlite:")
-    pages = f"http://127.0.0.1:{mlflow_port}" if local else settings.tracking
+    pages = f"http://127.0.0.1:{mlflow_port}" if local else mask_password(settings.tracking)
     address = f"http://{settings.host}:{settings.port}"
     with until_signalled() as done, running(settings, mlflow_port, logs) as processes:
         say("Starting the API and MLflow …")

@@ -7,6 +7,7 @@ __all__ = ['NO_SUCH_ALIAS', 'RegistryError', 'registry_client', 'bundle_digest',
            'register_bundle', 'find_version']
 
 # %% ../../nbs/5_registry/01_store.ipynb #9f2f02e1
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +32,12 @@ def registry_client(
     """MLflow's client; what it raises inside the block comes out as `RegistryError`."""
     import mlflow
 
+    os.environ.update(settings.mlflow_environment)
     mlflow.set_tracking_uri(settings.tracking)
     try:
         yield mlflow.MlflowClient()
     except mlflow.exceptions.MlflowException as error:
-        raise RegistryError(f"MLflow at {settings.tracking}: {error}") from error
+        raise RegistryError(f"MLflow at {settings.tracking}: {error}") from None
 
 # %% ../../nbs/5_registry/01_store.ipynb #e1ab8b97
 def bundle_digest(

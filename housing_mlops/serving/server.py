@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from typing import Any, Final
 
-from ..config import HousingError
+from ..config import HousingError, mask_password
 
 # %% ../../nbs/8_serving/10_server.ipynb #bc65def1
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class JsonLines(logging.Formatter):
             return json.dumps({**fields, **json.loads(text)})
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return json.dumps({**fields, "message": text})
+        return json.dumps({**fields, "message": mask_password(text)})
 
 
 def log_config() -> dict[str, Any]:
