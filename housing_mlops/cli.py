@@ -216,7 +216,7 @@ def serve(
 
     import uvicorn
 
-    from housing_mlops.serving.guards import check_exposure
+    from housing_mlops.serving.guards import RateLimit, check_exposure
     from housing_mlops.serving.keys import KeyRing
     from housing_mlops.serving.server import check_port, http_protocol, log_config
 
@@ -224,7 +224,10 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     now = read_settings()
     host, port, workers = host or now.host, port or now.port, workers or now.workers
-    check_exposure(host, now, KeyRing(now))
+    keys = KeyRing(now)
+    check_exposure(host, now, keys)
+    if now.rate_limit:
+        RateLimit(now, keys)  # what cannot be counted stops the start here, not each worker
     check_port(host, port, "--port (HOUSING_PORT)")
     dictConfig(log_config())  # what is said before uvicorn runs is JSON too
     with shared_counters(workers, now):

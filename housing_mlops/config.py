@@ -212,7 +212,9 @@ class AccessSettings(SettingsGroup):
         "", description="Requests one key or address may send, such as 100/minute; empty: any."
     )
     rate_limit_storage: str = Field(
-        "memory://", description="Where they are counted; workers share redis://host:6379."
+        "memory://",
+        description="Where they are counted; workers share redis://host:6379.",
+        repr=False,
     )
     cors_origins: str = Field("", description="Comma-separated origins of browsers that may ask.")
     feedback_margin: float = Field(

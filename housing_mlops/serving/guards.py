@@ -20,7 +20,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.types import Scope
 
-from ..config import HousingError, Settings
+from ..config import ConfigError, HousingError, Settings, mask_password
 from .keys import KeyRing
 
 # %% ../../nbs/8_serving/03_guards.ipynb #a53e5302
@@ -156,12 +156,19 @@ class RateLimit:
     ) -> None:
         from limits import parse
         from limits.aio.strategies import FixedWindowRateLimiter
+        from limits.errors import ConfigurationError
         from limits.storage import storage_from_string
 
-        storage: Any = storage_from_string(f"async+{settings.rate_limit_storage}")
+        try:
+            storage: Any = storage_from_string(f"async+{settings.rate_limit_storage}")
+            self.item = parse(settings.rate_limit)
+        except (ConfigurationError, ValueError) as error:
+            raise ConfigError(
+                f"HOUSING_RATE_LIMIT={settings.rate_limit} cannot be counted in "
+                f"{settings.rate_limit_storage} (HOUSING_RATE_LIMIT_STORAGE): {error}"
+            ) from None
         self.keys = keys
         self.strategy = FixedWindowRateLimiter(storage)
-        self.item = parse(settings.rate_limit)
 
     async def wait(
         self,
@@ -176,7 +183,8 @@ class RateLimit:
                 return 0
             until, _ = await self.strategy.get_window_stats(self.item, client)
         except Exception as error:
-            logger.warning("The storage of the rate limit fails, nobody is limited: %s", error)
+            reason = mask_password(str(error))
+            logger.warning("The storage of the rate limit fails, nobody is limited: %s", reason)
             return 0
         return max(1, math.ceil(float(until) - time.time()))
 
