@@ -218,7 +218,13 @@ def serve(
 
     from housing_mlops.serving.guards import RateLimit, check_exposure
     from housing_mlops.serving.keys import KeyRing
-    from housing_mlops.serving.server import check_port, http_protocol, log_config
+    from housing_mlops.serving.server import (
+        STARTING_S,
+        allow_files,
+        check_port,
+        http_protocol,
+        log_config,
+    )
 
     # when uvicorn has answered what it accepted, it hands the signal on: to this, which exits with 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -230,6 +236,7 @@ def serve(
         RateLimit(now, keys)  # what cannot be counted stops the start here, not each worker
     check_port(host, port, "--port (HOUSING_PORT)")
     dictConfig(log_config())  # what is said before uvicorn runs is JSON too
+    allow_files()
     with shared_counters(workers, now):
         uvicorn.run(
             "housing_mlops.serving.api:app",
@@ -242,6 +249,7 @@ def serve(
             proxy_headers=False,  # the application believes HOUSING_PROXIES, and nobody else
             server_header=False,
             timeout_graceful_shutdown=15,
+            timeout_worker_healthcheck=STARTING_S,
         )
 
 # %% ../nbs/cli.ipynb #0f8885ba

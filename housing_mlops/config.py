@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import unquote
@@ -170,7 +170,13 @@ class ServerSettings(SettingsGroup):
     max_batch: int = Field(1_000, ge=1, description="Most houses in one batch request.")
     workers: int = Field(1, ge=1, description="Server processes that share the port.")
     max_in_progress: int = Field(512, ge=1, description="Requests in progress beyond which: 503.")
-    deadline_s: float = Field(10, gt=0, description="Time a client may take to send its request.")
+    max_connections: int = Field(1_000, ge=1, description="Connections of a process at a time.")
+    max_connections_of_one: int = Field(500, ge=1, description="The same, of one address.")
+    deadline_s: float = Field(
+        10,
+        gt=0,
+        description="Time a client may take to send a request, or stand still while it reads.",
+    )
 
 # %% ../nbs/00_config.ipynb #8c76bb0f
 def _networks(text: str) -> list[IPv4Network | IPv6Network]:
@@ -234,6 +240,16 @@ class AccessSettings(SettingsGroup):
     def proxy_networks(self) -> list[IPv4Network | IPv6Network]:
         """The networks of `proxies`; an address is a network of one."""
         return _networks(self.proxies)
+
+    def is_proxy(
+        self,
+        address: str,  # of a connection; what is no address is no proxy
+    ) -> bool:
+        """Whether what comes from an address comes from many clients."""
+        try:
+            return any(ip_address(address) in network for network in self.proxy_networks)
+        except ValueError:
+            return False
 
 # %% ../nbs/00_config.ipynb #bfff3664
 class MonitoringSettings(SettingsGroup):

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['logger', 'administration', 'STATUS', 'REASONS', 'app', 'install_routes', 'follow', 'reload', 'failed', 'invalid',
            'refused', 'add_handlers', 'repeat', 'judge', 'share', 'cut_off', 'renew_keys', 'background', 'steady',
-           'lifespan', 'declaration', 'declare_keys', 'create_app']
+           'lifespan', 'declaration', 'document_guards', 'create_app']
 
 # %% ../../nbs/8_serving/11_api.ipynb #95e973d6
 import asyncio
 import copy
 import gc
 import logging
+import multiprocessing
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -37,7 +38,15 @@ from .access_log import access_log_aside
 from .dashboard import pages
 from .fast_path import make_fast_path
 from .gateway import HousingAPI
-from .routes import PROBLEMS, monitoring, operations, pricing_routes, reports
+from housing_mlops.serving.routes import (
+    PROBLEMS,
+    monitoring,
+    operations,
+    pricing_routes,
+    report_range,
+    reports,
+)
+from .server import tie_to_parent
 from .service import NoModel, Serve, Service, needs, service_of
 
 # %% ../../nbs/8_serving/11_api.ipynb #b0000001
@@ -96,7 +105,7 @@ STATUS: dict[type[HousingError], tuple[int, str]] = {
     UnknownPrediction: (404, "unknown_prediction"),
     FeedbackConflict: (409, "conflict"),
 }
-REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method", 408: "slow", 413: "too_large"}
+REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method"}
 
 
 async def failed(request: Request, error: Exception) -> Response:
@@ -175,8 +184,9 @@ async def share(
 async def cut_off(
     app: HousingAPI,  # the application
 ) -> None:
-    """Cut off clients that take too long to send their requests."""
-    app.deadline.cut_off()
+    """Cut off clients that take too long to send their requests, or to read their answers."""
+    app.reader.cut_off()
+    app.connections.look()
 
 
 async def renew_keys(
@@ -223,11 +233,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """The life of an application; what it yields is where `HousingProtocol` looks."""
     assert isinstance(app, HousingAPI)
     service = app.service
+    if master := multiprocessing.parent_process():  # of several workers
+        tie_to_parent(master.pid or 0)
     service.open_log()
     await follow(app)
     tasks = background(app)
     with access_log_aside(), steady():
-        yield {"service": service, "prices": app.prices}
+        yield {"service": service, "prices": app.prices, "connections": app.connections}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -247,21 +259,22 @@ def declaration(
     return load_dataset(settings.dataset, settings.home)
 
 # %% ../../nbs/8_serving/11_api.ipynb #5675d433
-def declare_keys(
+def document_guards(
     app: HousingAPI,  # the application
 ) -> None:
-    """Have the documentation ask for a key where a key is needed."""
-    generate = app.openapi
+    """Have the documentation ask for a key where one is needed, and tell the range of reports."""
+    generate, service = app.openapi, app.service
 
     def openapi() -> dict[str, Any]:
-        whole = generate()
-        if not app.service.keys.open:
-            return whole
-        told = copy.deepcopy(whole)
-        for methods in told["paths"].values():
-            for operation in methods.values():
-                if operation.get("security") != [{"key": ["admin"]}]:
-                    operation.pop("security", None)
+        told = copy.deepcopy(generate())
+        operations = [one for methods in told["paths"].values() for one in methods.values()]
+        for operation in operations if service.keys.open else []:
+            if operation.get("security") != [{"key": ["admin"]}]:
+                operation.pop("security", None)
+        if service.model is not None:
+            _, (low, high) = report_range(service)
+            price = told["components"]["schemas"]["Feedback"]["properties"]["price"]
+            price.update(minimum=low, maximum=high)
         return told
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
@@ -278,13 +291,14 @@ def create_app(
         summary="Prices for houses, with their interval, their model and a memory.",
         version=__version__,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
+        docs_url=None,  # the page is ours: it loads nothing from elsewhere
+        redoc_url=None,
     )
     for router in (operations, administration, monitoring, reports, pages):
         app.include_router(router)
     install_routes(app, declaration(settings))
     add_handlers(app)
-    declare_keys(app)
+    document_guards(app)
     if origins := [o.strip() for o in settings.cors_origins.split(",") if o.strip()]:
         app.add_middleware(
             CORSMiddleware,
