@@ -273,6 +273,10 @@ class LogSettings(SettingsGroup):
     database_timeout_s: float = Field(15, ge=1, description="Time one database call may take.")
     journal_dir: Path = Field(Path("journal"), description="Folder of the workers' journals.")
     journal_max_mb: int = Field(256, ge=1, description="Largest backlog of one worker, in MB.")
+    durability: Literal["process", "interval", "always"] = Field(
+        "interval",
+        description="Flush predictions to disk: never, 10 times a second, before each answer.",
+    )
     log_retention_days: float = Field(0, ge=0, description="Days a prediction is kept; 0: always.")
     log_retention_rows: int = Field(0, ge=0, description="Most predictions kept; 0: all.")
 

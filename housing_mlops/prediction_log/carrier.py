@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .journal import JournalReader
 from .quarantine import Quarantine, screen
@@ -34,6 +34,10 @@ def file_identity(
     return (about.st_dev, about.st_ino)
 
 # %% ../../nbs/6_prediction_log/09_carrier.ipynb #963a5f77
+def _leave_unflushed(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
 class LogDatabase:
     """The database behind a log: opened when it is first used, migrated when it is new."""
 
@@ -41,8 +45,9 @@ class LogDatabase:
         self,
         url: str,  # as `connect` takes it
         timeout_s: float = 15,  # time one call to PostgreSQL may take
+        durable: bool = True,  # whether SQLite has a transaction on disk before its commit returns
     ):
-        self.url, self.timeout_s = url, timeout_s
+        self.url, self.timeout_s, self.durable = url, timeout_s, durable
         self._engine: sa.Engine | None = None
         self._opening = threading.Lock()
         self._known: tuple[int, int] | None = None
@@ -50,11 +55,15 @@ class LogDatabase:
     @property
     def engine(self) -> "sa.Engine":
         """Opened when it is first asked for; raises `ConfigError` for a URL that is none."""
+        import sqlalchemy as sa
+
         from housing_mlops.prediction_log.database import connect
 
         with self._opening:
             if self._engine is None:
                 self._engine = connect(self.url, self.timeout_s)
+                if not self.durable and self._engine.dialect.name == "sqlite":
+                    sa.event.listen(self._engine, "connect", _leave_unflushed)
             return self._engine
 
     def prepare(self) -> None:

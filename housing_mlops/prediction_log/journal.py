@@ -78,6 +78,7 @@ class Journal:
         self.folder, self.max_bytes = folder, max_bytes
         self.rotation = Rotation(folder, segment_bytes, segment_s)
         self.error = ""  # why the last append failed; empty when it did not
+        self.blocked = ""  # why nothing may be appended at all; whoever flushes says so
         self.rows_in = self.bytes_in = 0
         self.bytes_allowed = max_bytes  # what `bytes_in` may reach; the reader moves it
 
@@ -88,6 +89,8 @@ class Journal:
         """Return when `records` stand in the file; raises `JournalError` when they do not."""
         data = b"".join(map(frame, records))
         length = len(data)
+        if self.blocked:
+            raise self._refusal(self.blocked)
         if self.bytes_in + length > self.bytes_allowed:
             raise self._refusal(f"the backlog has reached its bound of {self.max_bytes} bytes")
         segment = self.rotation.active

@@ -21,6 +21,7 @@ from housing_mlops.prediction_log.carrier import (
     LogDatabase,
     Rounds,
 )
+from .flusher import Durability, Flusher
 from .journal import Backlog, Journal, JournalReader
 from .record import LogUnavailable, UnknownPrediction
 
@@ -36,6 +37,7 @@ class LogOptions:
     """Bounds, pauses and patience of a log; the defaults are those of a server."""
 
     max_bytes: int = 256_000_000  # largest backlog of this process
+    durability: Durability = "interval"  # when what was accepted is flushed to disk
     retention_days: float = 0  # how long a prediction stays; 0: always
     retention_rows: int = 0  # how many stay; 0: all
     timeout_s: float = 15  # time one call to PostgreSQL may take
@@ -70,7 +72,7 @@ def state_of(
     return LogState(
         connected=not error,
         error=error,
-        journal_error=journal.error,
+        journal_error=journal.blocked or journal.error,
         backlog_rows=backlog.rows,
         backlog_bytes=backlog.bytes,
         max_bytes=journal.max_bytes,
@@ -93,7 +95,8 @@ class PredictionLog:
         options = options or LogOptions()
         self.journal = Journal(folder, options.max_bytes)
         self.reader = JournalReader(self.journal)
-        self.database = LogDatabase(url, options.timeout_s)
+        self.flusher = Flusher(self.journal, options.durability)
+        self.database = LogDatabase(url, options.timeout_s, options.durability != "process")
         retention = (options.retention_days, options.retention_rows)
         housekeeping = Housekeeping(self.reader, self.database, retention, options.housekeeping_s)
         carrier = Carrier(self.reader, self.database, housekeeping)
@@ -111,6 +114,7 @@ class PredictionLog:
 
     def start(self, wait_s: float = 5) -> Self:
         """This log, its thread running; waits so long for the first round to end."""
+        self.flusher.start()
         self.thread.start(wait_s)
         return self
 
@@ -121,6 +125,7 @@ class PredictionLog:
     ) -> Backlog:
         """What could not be stored in time: it stays in the journal for the next start."""
         ended, left = self.thread.stop(deadline_s, grace_s), self.reader.backlog
+        self.flusher.stop(grace_s)
         if ended:
             self.reader.close()
             self.database.close()
@@ -164,13 +169,14 @@ def take_feedback(
 
 # %% ../../nbs/6_prediction_log/10_log.ipynb #08203942
 def open_log(
-    settings: Settings,  # `log`, `database_url`, `journal_*` and `log_retention_*` matter
+    settings: Settings,  # `log`, `database_*`, `journal_*`, `durability` and `log_retention_*` matter
 ) -> PredictionLog | None:
     """The log that `settings` describe, not started; None when they turn it off."""
     if settings.log == "off":
         return None
     options = LogOptions(
         max_bytes=settings.journal_max_mb * 1_000_000,
+        durability=settings.durability,
         retention_days=settings.log_retention_days,
         retention_rows=settings.log_retention_rows,
         timeout_s=settings.database_timeout_s,

@@ -94,7 +94,7 @@ class Writer:
         if not self.segments:
             (self.folder / f"{self.name}.lock").unlink(missing_ok=True)
         for segment in self.segments:
-            os.close(segment.fd)
+            segment.close()
         self.segments.clear()
         os.close(self.lock)
 

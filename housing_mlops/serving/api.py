@@ -236,6 +236,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     if master := multiprocessing.parent_process():  # of several workers
         tie_to_parent(master.pid or 0)
     service.open_log()
+    if service.log is not None and service.log.flusher.level == "always":
+        app.prices.when_kept = service.log.flusher.call_back
     await follow(app)
     tasks = background(app)
     with access_log_aside(), steady():

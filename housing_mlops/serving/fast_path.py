@@ -216,6 +216,7 @@ class PriceQueue:
 
     def __init__(self) -> None:
         self.fast_path: FastPath | None = None  # None: the fallback route answers everything
+        self.when_kept: Callable[[Callable[[bool], object]], object] | None = None  # None: at once
         self._waiting: list[tuple[PriceRequest, Callable[[bytes | None], object]]] = []
 
     def enqueue(
@@ -245,8 +246,19 @@ class PriceQueue:
                 answers = self.fast_path([request for request, _ in waiting])
         except Exception:
             logger.exception("The fast path failed; the fallback route answers.")
-        for (_, callback), answer in zip(waiting, answers, strict=True):
-            callback(answer)
+        if self.when_kept is None:
+            _give(waiting, answers, True)
+        else:
+            self.when_kept(partial(_give, waiting, answers))
+
+
+def _give(
+    waiting: Sequence[tuple[PriceRequest, Callable[[bytes | None], object]]],
+    answers: Sequence[bytes | None],
+    kept: bool,
+) -> None:
+    for (_, callback), answer in zip(waiting, answers, strict=True):
+        callback(answer if kept else None)
 
 
 def _resolve(waiting: "asyncio.Future[bytes | None]", answer: bytes | None) -> None:

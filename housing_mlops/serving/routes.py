@@ -91,7 +91,7 @@ def add_predict(
         quote = model.quote([row_of(house)])
         [answer] = to_predictions(model, quote, milliseconds(start))
         text = (await request.body()).decode()
-        service.accept([answer], [text], "/predict", request_id(request))
+        await service.accept([answer], [text], "/predict", request_id(request))
         return Response(answer.model_dump_json(), media_type="application/json")
 
 # %% ../../nbs/8_serving/05_routes.ipynb #50000009
@@ -131,7 +131,7 @@ async def price_batch(
         quote = await run_in_threadpool(model.quote, list(rows.values()))
         priced = to_predictions(model, quote, milliseconds(start))
         texts = [json.dumps(houses[i]) for i in rows]
-        service.accept(priced, texts, "/predict/batch", request_id)
+        await service.accept(priced, texts, "/predict/batch", request_id)
     answers = {**refused, **dict(zip(rows, priced, strict=True))}
     return BatchAnswer(
         predictions=[answers[i] for i in range(len(houses))],

@@ -175,19 +175,20 @@ class Service:
             raise NoModel(f"No model to price with: {reason}.")
         return self.model
 
-    def accept(
+    async def accept(
         self,
         answers: Sequence[Prediction],  # to the houses of one request
         houses: Sequence[str],  # each as a JSON object
         route: str,  # the path of the request
         request_id: str,  # of the request; empty for none
     ) -> None:
-        """Nothing, once all answers stand in the journal; raises `JournalError`."""
+        """Nothing, once all answers are kept as `durability` has it; raises `JournalError`."""
         if self.log is not None:
             now = time.time_ns() // 1000
             pairs = zip(answers, houses, strict=True)
             records = [to_record(a, house, now, route, request_id) for a, house in pairs]
             self.log.journal.append_many([encode_record(record) for record in records])
+            await self.log.flusher.wait()
         for answer in answers:
             self.counters.version(answer.model_version).add(answer.prediction)
 
