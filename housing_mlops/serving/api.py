@@ -78,7 +78,8 @@ async def follow(
     if model.dataset != app.state.dataset:
         install_routes(app, model.dataset)
     journal = service.log.journal if service.log else None
-    service.model, service.judgement = model, None
+    service.model = model
+    service.conclude(None)
     app.prices.fast_path = make_fast_path(model, service.counters, journal)
     logger.info("Serving %s, version %s.", model.info.model, model.version)
 
@@ -166,7 +167,8 @@ async def judge(
     if log is not None and model is not None:
         with suppress(LogUnavailable):
             found = await loop.run_in_executor(service.pool, judge_log, log, model)
-            service.judgement = found
+            if service.model is model:  # and not another one by now
+                service.conclude(found)
 
 
 async def share(

@@ -9,6 +9,7 @@ __all__ = ['logger', 'Serve', 'Key', 'ChampionWatch', 'intervals', 'to_predictio
 # %% ../../nbs/8_serving/04_service.ipynb #16452954
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -154,7 +155,9 @@ class Service:
         self.model: Model | None = None
         self.log: PredictionLog | None = None
         self.counters = Counters()
-        self.judgement: Judgement | None = None
+        self.judgement: Judgement | None = None  # of drift, for the model in use
+        self.judged = 0.0  # when it was made, in seconds since 1970
+        self.judging = threading.Lock()
         self.keys = KeyRing(settings)
         self.hosts = HostNames(settings)
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
@@ -174,6 +177,13 @@ class Service:
             reason = self.champion.problem or "still starting"
             raise NoModel(f"No model to price with: {reason}.")
         return self.model
+
+    def conclude(
+        self,
+        judgement: Judgement | None,  # of drift; None for a model that is new
+    ) -> None:
+        """Remember what was found last."""
+        self.judgement, self.judged = judgement, time.time()
 
     async def accept(
         self,

@@ -136,7 +136,7 @@ def test_it_follows_what_happens(serve: Callable[..., Any], visit: Any) -> None:
 
 
 def test_a_drift_turns_up_by_the_name_of_the_feature(serve: Callable[..., Any], visit: Any) -> None:
-    server = serve()
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
     price(server, 400, seed=1, LSTAT=8.0)
     seen = visit(server)
     card = seen.page.locator("article.feature").first

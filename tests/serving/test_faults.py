@@ -110,18 +110,29 @@ def stored_once(url: str, accepted: Sequence[str], seconds: float = 60) -> None:
 # ---- drift
 
 
+def judged(server: Any, rows: int) -> Any:
+    """What is told of drift, once it is told of so many rows."""
+
+    def told() -> Any:
+        found = server.get("/monitoring/drift")
+        return found if found["report"]["rows"] == rows else None
+
+    return until(told, what=f"a judgement of {rows} rows")
+
+
 def test_quiet_traffic_is_ok_and_a_shift_is_named(serve: Callable[..., Any], table: Table) -> None:
-    server, load = serve(), Load()
+    server, load = serve(HOUSING_DRIFT_INTERVAL_S="0.2"), Load()
     load.run(server.port, houses(table, 2000), 2000)
     assert len(load.accepted) == 2000 and not load.refused
     stored_once(log_of(server), load.accepted)
-    quiet = server.get("/monitoring/drift")
-    assert (quiet["verdict"], quiet["features"]) == ("ok", [])
+    until(lambda: server.get("/monitoring/drift")["verdict"] == "ok")
+    assert server.get("/monitoring/drift")["features"] == []
     half = -0.5 * float(table.features["RM"].std())
     load.run(server.port, houses(table, 400, seed=7, RM=half), 400)
     stored_once(log_of(server), load.accepted)
+    until(lambda: server.get("/monitoring/drift")["verdict"] == "drift")
     found = server.get("/monitoring/drift")
-    assert found["verdict"] == "drift" and found["features"][0] == "RM"
+    assert found["features"][0] == "RM"
     health = server.get("/health")
     assert health["status"] == "degraded" and "RM" in health["checks"]["drift"]["detail"]
 
@@ -369,13 +380,11 @@ def test_the_log_switched_off(serve: Callable[..., Any], table: Table) -> None:
 
 
 def test_windows_larger_than_the_log(serve: Callable[..., Any], table: Table) -> None:
-    server, load = serve(), Load()
-    drift = server.get("/monitoring/drift")
-    assert (drift["verdict"], drift["report"]["rows"]) == ("unknown", 0)
+    server, load = serve(HOUSING_DRIFT_INTERVAL_S="0.2"), Load()
+    assert judged(server, rows=0)["verdict"] == "unknown"
     load.run(server.port, houses(table, 60), 60)
     stored_once(log_of(server), load.accepted)
-    drift = server.get("/monitoring/drift")
-    assert (drift["verdict"], drift["report"]["rows"]) == ("unknown", 60)
+    assert judged(server, rows=60)["verdict"] == "unknown"
     prices = server.get("/monitoring/prices?n=10000")
     assert prices["rows"] == sum(prices["window"]) + prices["below"] + prices["above"] == 60
     traffic = server.get("/monitoring/traffic?minutes=100000&slices=500")
@@ -412,7 +421,7 @@ def test_feedback_for_predictions_of_other_models(
     errors = {r["model_version"]: r for r in server.get("/monitoring/live-error")["versions"]}
     assert errors["1"]["bias"] == pytest.approx(old["prediction"] - 99.0)
     assert errors["2"]["bias"] == pytest.approx(-3.0) and errors["2"]["model"] == "LinearRegression"
-    assert server.get("/monitoring/drift")["report"]["rows"] == 1, "of the version that serves"
+    judged(server, rows=1)  # of the version that serves
 
 
 def test_a_database_file_that_cannot_be_opened(serve: Callable[..., Any], table: Table) -> None:
