@@ -169,7 +169,13 @@ class ServerSettings(SettingsGroup):
     max_batch: int = Field(1_000, ge=1, description="Most houses in one batch request.")
     workers: int = Field(1, ge=1, description="Server processes that share the port.")
     max_in_progress: int = Field(512, ge=1, description="Requests in progress beyond which: 503.")
-    deadline_s: float = Field(10, gt=0, description="Time a client may take to send its request.")
+    max_connections: int = Field(1_000, ge=1, description="Connections of a process at a time.")
+    max_connections_of_one: int = Field(500, ge=1, description="The same, of one address.")
+    deadline_s: float = Field(
+        10,
+        gt=0,
+        description="Time a client may take to send a request, or stand still while it reads.",
+    )
 
 # %% ../nbs/00_config.ipynb #8c76bb0f
 class AccessSettings(SettingsGroup):
@@ -199,6 +205,9 @@ class MonitoringSettings(SettingsGroup):
     registry_poll_s: float = Field(5, ge=0, description="How often to look for a new champion.")
     metrics_dir: Path | None = Field(None, description="Folder where workers share their counters.")
     drift_interval_s: float = Field(60, gt=0, description="How often drift is judged.")
+    live_error_interval_s: float = Field(
+        5, gt=0, description="How often the live error is read for /metrics."
+    )
 
 # %% ../nbs/00_config.ipynb #f7d70e78
 class LogSettings(SettingsGroup):
@@ -216,6 +225,9 @@ class LogSettings(SettingsGroup):
     journal_max_mb: int = Field(256, ge=1, description="Largest backlog of one worker, in MB.")
     log_retention_days: float = Field(0, ge=0, description="Days a prediction is kept; 0: always.")
     log_retention_rows: int = Field(0, ge=0, description="Most predictions kept; 0: all.")
+    log_retention_share: float = Field(
+        0.5, gt=0, le=1, description="Share beyond which a person has to agree to a deletion."
+    )
 
 # %% ../nbs/00_config.ipynb #e4a11a1c
 class Settings(  # pydantic reads the fields of the last base first

@@ -68,7 +68,8 @@ def check_log(
     database = Check("healthy", f"{state.stored} rows stored")
     if not state.connected:
         database = Check("degraded", f"{state.error}; records are kept in the journal")
-    return {"database": database, "journal": journal}
+    found = {"database": database, "journal": journal}
+    return {**found, "retention": Check("degraded", state.retention)} if state.retention else found
 
 # %% ../../nbs/7_monitoring/06_health.ipynb #7d7025c2
 def check_disk(
