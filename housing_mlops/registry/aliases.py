@@ -60,7 +60,7 @@ def others_promoting(
             found[key] = value
     return found
 
-
+# %% ../../nbs/5_registry/06_aliases.ipynb #c09e3ce8
 @contextmanager
 def one_at_a_time(
     client: "MlflowClient",  # of the registry
