@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .journal import JournalReader
 from .quarantine import Quarantine, screen
@@ -34,6 +34,10 @@ def file_identity(
     return (about.st_dev, about.st_ino)
 
 # %% ../../nbs/6_prediction_log/09_carrier.ipynb #963a5f77
+def _leave_unflushed(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
 class LogDatabase:
     """The database behind a log: opened when it is first used, migrated when it is new."""
 
@@ -41,10 +45,12 @@ class LogDatabase:
         self,
         url: str,  # as `connect` takes it
         timeout_s: float = 15,  # time one call may take
+        durable: bool = True,  # whether SQLite has a transaction on disk before its commit returns
     ):
-        self.url, self.timeout_s = url, timeout_s
+        self.url, self.timeout_s, self.durable = url, timeout_s, durable
         self._engines: dict[str, sa.Engine] = {}
         self._opening = threading.Lock()
+        self.identity = ""  # which database it is, once it could be asked
         self._known: tuple[int, int] | None = None
 
     @property
@@ -58,21 +64,27 @@ class LogDatabase:
         return self._open("writer")
 
     def _open(self, whose: str) -> "sa.Engine":
+        import sqlalchemy as sa
+
         from housing_mlops.prediction_log.database import connect
 
         with self._opening:
             if whose not in self._engines:
-                self._engines[whose] = connect(self.url, self.timeout_s)
+                engine = connect(self.url, self.timeout_s)
+                if not self.durable and engine.dialect.name == "sqlite":
+                    sa.event.listen(engine, "connect", _leave_unflushed)
+                self._engines[whose] = engine
             return self._engines[whose]
 
     def prepare(self) -> None:
         """Migrate when the database is new to this process, or another file than a moment ago."""
-        from housing_mlops.prediction_log.database import migrate
+        from housing_mlops.prediction_log.database import migrate, read_identity
 
         if self._known is None or self.was_replaced():
             self.writer.dispose()
             self.engine.dispose()
             migrate(self.writer)
+            self.identity = read_identity(self.writer)
             self._known = file_identity(self.writer)
 
     def was_replaced(self) -> bool:
@@ -162,6 +174,7 @@ class Carrier:
     def carry(self) -> bool:
         """Store one batch of each writer; whether more was waiting when the round began."""
         self.database.prepare()
+        self.reader.journal.rotation.know(self.database.identity)
         self.housekeeping.run_if_due()
         more = False
         for writer in self.reader.writers:

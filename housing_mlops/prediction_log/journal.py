@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import HousingError
-from .segment import RecordBatch, Segment, count_lines, frame
-from .writer import Writer, adopt, new_writer, retire
+from .adoption import Survey, adopt
+from .segment import Origin, RecordBatch, Segment, count_lines, frame
+from .writer import Writer, new_writer, retire
 
 # %% ../../nbs/6_prediction_log/04_journal.ipynb #a42cc27e
 class Rotation:
@@ -23,8 +24,10 @@ class Rotation:
         folder: Path,  # shared by the workers; made when missing
         segment_bytes: int = 4_000_000,  # a segment is closed when it is this large,
         segment_s: float = 60,  # or this old
+        origin: Origin | None = None,  # which database the records are meant for
     ):
         self.folder, self.segment_bytes, self.segment_s = folder, segment_bytes, segment_s
+        self.origin = origin or Origin()
         self.writers: list[Writer] = []  # the one in use first
         self.active: Segment | None = None
 
@@ -34,7 +37,7 @@ class Rotation:
         try:
             if not self.writers or self.writers[0].lost:
                 self.writers.insert(0, new_writer(self.folder))
-            self.active = self.writers[0].begin(self.segment_bytes)
+            self.active = self.writers[0].begin(self.segment_bytes, self.origin)
         except OSError:
             if old is None or old.spoilt:
                 raise
@@ -51,6 +54,16 @@ class Rotation:
         for writer in self.writers[1:]:
             if writer.release_if_stored():
                 self.writers.remove(writer)
+
+    def know(
+        self,
+        database: str,  # the identifier that the database gives itself
+    ) -> None:
+        """Have the next append begin a segment that says so, if it is news."""
+        if self.origin.database != database:
+            self.origin = self.origin._replace(database=database)
+            for writer in self.writers[:1]:
+                retire(writer, 0)
 
     def close(self) -> None:
         """Delete what is stored, and leave the rest to the next process to start."""
@@ -74,10 +87,12 @@ class Journal:
         max_bytes: int = 256_000_000,  # largest backlog, what was adopted included
         segment_bytes: int = 4_000_000,  # a segment is closed when it is this large,
         segment_s: float = 60,  # or this old
+        origin: Origin | None = None,  # which database the records are meant for
     ):
         self.folder, self.max_bytes = folder, max_bytes
-        self.rotation = Rotation(folder, segment_bytes, segment_s)
+        self.rotation = Rotation(folder, segment_bytes, segment_s, origin)
         self.error = ""  # why the last append failed; empty when it did not
+        self.blocked = ""  # why nothing may be appended at all; whoever flushes says so
         self.rows_in = self.bytes_in = 0
         self.bytes_allowed = max_bytes  # what `bytes_in` may reach; the reader moves it
 
@@ -88,6 +103,8 @@ class Journal:
         """Return when `records` stand in the file; raises `JournalError` when they do not."""
         data = b"".join(map(frame, records))
         length = len(data)
+        if self.blocked:
+            raise self._refusal(self.blocked)
         if self.bytes_in + length > self.bytes_allowed:
             raise self._refusal(f"the backlog has reached its bound of {self.max_bytes} bytes")
         segment = self.rotation.active
@@ -127,6 +144,9 @@ class JournalReader:
         self.journal = journal
         self.adopted: list[Writer] = []
         self.rows_out = self.bytes_out = 0  # of this process's own records, stored
+        self.survey = (
+            Survey()
+        )  # what the folder held at the last look, other than this process's own
         self._adopted_rows = 0  # waiting
 
     @property
@@ -143,8 +163,10 @@ class JournalReader:
 
     def adopt(self) -> int:
         """Take over what dead processes left, as its number of rows; raises `OSError`."""
-        before = self._adopted_rows
-        for writer in adopt(self.journal.folder, {w.name for w in self.writers}):
+        before, known = self._adopted_rows, {w.name for w in self.writers}
+        rotation = self.journal.rotation
+        writers, self.survey = adopt(rotation.folder, known, rotation.origin, self.survey)
+        for writer in writers:
             self._adopted_rows += sum(map(count_lines, writer.segments))
             self.adopted.append(writer)
         self._make_room()

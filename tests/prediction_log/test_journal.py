@@ -58,7 +58,7 @@ def test_a_torn_line_that_cannot_be_cut_off_spoils_no_other(
 ) -> None:
     journal, reader = opened(folder)
     journal.append_many([b"one"])
-    disk_of(100)
+    disk_of(160)
     with monkeypatch.context() as patched:
         failing(patched, "ftruncate", errno.EIO)
         with pytest.raises(JournalError):
@@ -186,7 +186,7 @@ def test_a_file_without_a_name_is_not_gone_back_to(
     delete(folder)
     reader.tidy()
     with monkeypatch.context() as patched:
-        failing(patched, "open", errno.EMFILE, lambda path, *_: str(path).endswith(".journal"))
+        failing(patched, "open", errno.EMFILE, lambda path, *_: not str(path).endswith(".lock"))
         for _ in range(2):
             with pytest.raises(JournalError, match="Too many open files"):
                 journal.append_many([b"lost if the process dies now"])

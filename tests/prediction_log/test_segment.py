@@ -80,3 +80,23 @@ def test_zeros_at_the_end_are_nothing(folder: Path) -> None:
     reader = heir(folder)
     assert drain(reader) == ([b"one"], [])
     assert reader.backlog == (0, 0)
+
+
+def test_a_process_that_is_killed_while_it_begins_a_segment_leaves_no_empty_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, _ = opened(folder)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        journal.append_many([b"one"])
+    assert not list(folder.glob("*.journal"))
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EISDIR])
+def test_a_file_system_without_nameless_files_will_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    failing(monkeypatch, "open", code, lambda path, *_: path == folder)
+    journal, reader = opened(folder)
+    journal.append_many([b"one"])
+    assert drain(reader)[0] == [b"one"]

@@ -16,22 +16,28 @@ from housing_mlops.prediction_log.segment import HEADER
 from housing_mlops.prediction_log.writer import hold_lock
 
 
-def test_foreign_files_are_set_aside(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_segment_is_told_and_kept(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     left_behind(folder, [b"one"])
     name = new_id()
     (folder / "notes.journal").write_text("dear diary")
-    (folder / f"{name}-000001.journal").write_text("housing-journal 2\nfrom the future")
+    (folder / f"{name}-000001.journal").write_text("housing-journal 3\nfrom the future" * 9)
     (folder / f"{name}-000002.journal").mkdir()
     (folder / f"{name}-000003.journal").write_bytes(HEADER[:7])  # begun and not finished
+    (folder / f"{name}-000004.journal").write_bytes(bytes(4096))  # a power cut
     (folder / f"{new_id()}.lock").touch()  # a writer that had nothing
     (folder / "README.txt").write_text("not ours")
     reader = heir(folder)
     assert drain(reader) == ([b"one"], [])
+    reader.adopt()
+    found = {"foreign": 1, "strange": 1, "damaged": 1, "empty": 2}
+    assert reader.survey.counts == {"waiting": 0, "unreadable": 0, **found}
     reader.close()
     names = sorted(p.name for p in folder.iterdir())
-    assert [n.endswith(".foreign") for n in names].count(True) == 3
-    assert len(names) == 4 and "README.txt" in names
-    assert caplog.text.count("set aside") == 3
+    assert len(names) == 6 and "README.txt" in names
+    assert caplog.text.count("set aside") == 1
+    assert caplog.text.count("is empty") == 2, "told once"
     assert heir(folder).writers == []
 
 
@@ -49,7 +55,7 @@ def test_files_that_resist_are_left_for_later(
         failing(patched, "rename", errno.EROFS)
         failing(patched, "open", errno.EIO, lambda path, *_: str(path).endswith("1.journal"))
         assert heir(folder).writers == []
-    assert "cannot be renamed" in caplog.text and "cannot be read now" in caplog.text
+    assert "cannot be renamed" in caplog.text and "is unreadable" in caplog.text
     assert drain(heir(folder))[0] == [b"one"]
 
 

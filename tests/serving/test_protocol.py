@@ -1,7 +1,9 @@
 """What is answered at the socket: the same as elsewhere, and HTTP as uvicorn speaks it."""
 
 import asyncio
+import errno
 import json
+import os
 import re
 import socket
 import threading
@@ -412,3 +414,38 @@ def test_a_request_whose_turn_comes_before_its_end_is_waited_for_by_a_task(
             assert transport.written.endswith(b"fallback")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("http", ["", "httptools"])
+def test_at_level_always_a_price_leaves_when_it_is_on_disk(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, http: str
+) -> None:
+    place = {"journal_dir": tmp_path / "journal", "database_url": f"sqlite:///{tmp_path}/p.db"}
+    with running(home, http, durability="always", **place) as api:
+        log = api.service.log
+        assert log is not None
+        flushes: list[int] = []
+        real = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", lambda fd: (flushes.append(fd), real(fd)))
+        batch = post(b"[%b,%b]" % (BODY, BODY), path=b"/predict/batch")
+        fallback = post(BODY, b"Origin: https://elsewhere.example")
+        for request in (post(), fallback, batch):
+            before = len(flushes)
+            assert [a[0] for a in api.talk(request)] == [200]
+            segment = log.journal.rotation.active
+            assert len(flushes) > before and segment and segment.flushed == segment.size
+        with monkeypatch.context() as patched:
+
+            def broken(fd: int) -> None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            patched.setattr(os, "fdatasync", broken)
+            for request in (post(), post(), fallback, batch):
+                [(status, _, body)] = api.talk(request)
+                assert status == 503 and b"flushed to disk" in body
+            [(status, _, body)] = api.talk(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert status == 503 and b"flushed to disk" in body
+        until(lambda: [a[0] for a in api.talk(post())] == [200])
+        assert api.service.in_progress == 0
+        assert [a[0] for a in api.talk(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")] == [200]
