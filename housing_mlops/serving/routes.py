@@ -156,7 +156,7 @@ def add_batch(
         Body(
             min_length=1,
             max_length=max_batch,
-            json_schema_extra={"items": {"$ref": "#/components/schemas/House"}},
+            description="Houses as `/predict` takes them; one that is not gets an error in its place.",
             examples=[[dataset.example]],
         ),
     ]
