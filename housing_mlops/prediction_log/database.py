@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['metadata', 'predictions', 'feedback', 'traffic', 'progress', 'logger', 'identity', 'to_us', 'from_us',
-           'connect_sqlite', 'connect_postgresql', 'connect', 'NewerDatabase', 'changing', 'change_form', 'fill_step',
-           'migrate', 'downgrade', 'reason', 'reach', 'of_prediction', 'save_feedback', 'read_identity']
+           'connect_sqlite', 'connect_postgresql', 'connect', 'NewerDatabase', 'changing', 'alembic_config',
+           'change_form', 'knows_revision', 'fill_step', 'migrate', 'downgrade', 'reason', 'reach', 'of_prediction',
+           'save_feedback', 'read_identity']
 
 # %% ../../nbs/6_prediction_log/05_database.ipynb #eab58923
 import logging
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
@@ -23,6 +24,9 @@ from ..config import ConfigError, HousingError
 from .deadlines import Deadlines, extend
 from .record import FeedbackConflict, LogUnavailable, UnknownPrediction
 from .traffic import count_statement
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 # %% ../../nbs/6_prediction_log/05_database.ipynb #93d85ece
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -189,6 +193,22 @@ def changing(
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5064606)")
         yield connection
 
+# %% ../../nbs/6_prediction_log/05_database.ipynb #75aaa523
+def alembic_config() -> "Config":
+    """Where Alembic finds the migrations."""
+    from alembic.config import Config
+
+    config = Config()
+    scripts = Path(str(files("housing_mlops.prediction_log"))) / "migrations"
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    return config
+
+
+_UNKNOWN = (
+    "The prediction log at {} is not of a form that this version of housing_mlops knows ({}). "
+    "Use the newer version, or take its change back with that one: `housing-mlops log downgrade`."
+)
+
 
 def change_form(
     engine: sa.Engine,  # from `connect`
@@ -197,22 +217,29 @@ def change_form(
 ) -> None:
     """Have Alembic change the tables; raises `NewerDatabase` and what the database raises."""
     from alembic import command
-    from alembic.config import Config
     from alembic.util import CommandError
 
-    config = Config()
-    scripts = Path(str(files("housing_mlops.prediction_log"))) / "migrations"
-    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    config = alembic_config()
     with changing(engine) as connection:
         config.attributes["connection"] = connection
         try:
             getattr(command, how)(config, revision)
         except CommandError as error:
-            raise NewerDatabase(
-                f"The prediction log at {engine.url.render_as_string()} is not of a form that this "
-                f"version of housing_mlops knows ({error}). Use the newer version, or take its "
-                "change back with that one: `housing-mlops log downgrade`."
-            ) from error
+            raise NewerDatabase(_UNKNOWN.format(engine.url.render_as_string(), error)) from error
+
+
+def knows_revision(
+    revision: str,  # of a database, or of a copy of one
+    where: str,  # it is
+) -> None:
+    """Nothing, for a form that this version can bring up to date; raises `NewerDatabase`."""
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    try:
+        ScriptDirectory.from_config(alembic_config()).get_revision(revision)
+    except CommandError as error:
+        raise NewerDatabase(_UNKNOWN.format(where, error)) from error
 
 # %% ../../nbs/6_prediction_log/05_database.ipynb #5bfb9da2
 _STEP = 20_000  # rows
