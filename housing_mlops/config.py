@@ -150,7 +150,9 @@ class RegistrySettings(SettingsGroup):
         "sqlite:///mlflow.db", description="MLflow's tracking store and registry.", repr=False
     )
     experiment: str = Field("housing", description="MLflow experiment of the training runs.")
-    model_name: str = Field("housing", description="Name of the model in the registry.")
+    model_name: str = Field(
+        "housing", pattern=r"^[^/:.][^/:]*$", description="Name of the model in the registry."
+    )
     model_dir: Path = Field(Path("models"), description="Folder that keeps fetched bundles.")
     registry_timeout_s: float = Field(
         5, gt=0, description="Time the registry may take to answer one question."

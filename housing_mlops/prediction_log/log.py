@@ -135,11 +135,10 @@ class PredictionLog:
         self.flusher.stop(grace_s)
         if ended:
             self.reader.close()
-            self.database.close()
         else:  # in a call that does not return: its files stay open
             rows = left.rows
-            self.database.close()  # which lets go whoever waits for it
             logger.warning("the database still does not answer; %d rows stay in the journal", rows)
+        self.database.close()  # which lets go whoever still waits for it
         return left
 
     def flush(self, timeout_s: float = 1) -> bool:

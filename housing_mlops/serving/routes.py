@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -32,6 +32,7 @@ from ..monitoring.health import overall
 from ..monitoring.judgement import judge_log
 from ..monitoring.metrics import as_json, exposition
 from ..prediction_log.log import PredictionLog, take_feedback
+from ..prediction_log.record import LogUnavailable
 from ..schema import Dataset, Target, dictionary
 from housing_mlops.serving.answers import (
     BatchAnswer,
@@ -289,11 +290,19 @@ RowLimit = Annotated[int, Query(ge=1, le=10_000)]
 VersionFilter = Annotated[str | None, Query(max_length=64)]
 
 
-def log_of(service: Serve) -> PredictionLog:
-    """The prediction log; 503 when it was switched off."""
+async def log_of(service: Serve) -> AsyncIterator[PredictionLog]:
+    """The prediction log, when it is this request's turn; 503 when it was switched off."""
     if service.log is None:
         raise HTTPException(503, "No prediction is logged: HOUSING_LOG is off.")
-    return service.log
+    try:
+        async with asyncio.timeout(service.settings.database_timeout_s):
+            await service.asking.acquire()
+    except TimeoutError:
+        raise LogUnavailable("Too many questions wait for the prediction log.") from None
+    try:
+        yield service.log
+    finally:
+        service.asking.release()
 
 
 Log = Annotated[PredictionLog, Depends(log_of)]
@@ -387,12 +396,16 @@ def recent_predictions(
 def drift(service: Serve, log: Log) -> dict[str, Any]:
     """Whether the houses asked about are like those the model learnt from, column by column."""
     model = service.ready()
-    with service.judging:
+    if not service.judging.acquire(timeout=service.settings.database_timeout_s):
+        raise LogUnavailable("Drift is being judged, and the prediction log does not answer.")
+    try:
         known, age = service.judgement, time.time() - service.judged
         if known is None or age > service.settings.drift_interval_s:
             known = judge_log(log, model)
             service.conclude(known)
         made = datetime.fromtimestamp(service.judged, UTC).isoformat(timespec="seconds")
+    finally:
+        service.judging.release()
     return {"model_version": model.version, "judged": made, **known.as_dict()}
 
 # %% ../../nbs/8_serving/05_routes.ipynb #50000029

@@ -7,6 +7,7 @@ __all__ = ['logger', 'Serve', 'Key', 'reporter', 'ChampionWatch', 'intervals', '
            'Service', 'health_checks', 'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs']
 
 # %% ../../nbs/8_serving/04_service.ipynb #16452954
+import asyncio
 import logging
 import os
 import shutil
@@ -179,7 +180,7 @@ class Service:
         self.counters = Counters()
         self.judgement: Judgement | None = None  # of drift, for the model in use
         self.judged = 0.0  # when it was made, in seconds since 1970
-        self.judging = threading.Lock()
+        self.judging, self.asking = threading.Lock(), asyncio.Semaphore(16)  # of drift, of the log
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.keys = KeyRing(settings)
         self.hosts = HostNames(settings)
