@@ -9,6 +9,7 @@ __all__ = ['logger', 'file_identity', 'LogDatabase', 'Housekeeping', 'Carrier', 
 import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,13 +201,15 @@ class Rounds:
         """One round; whether more was waiting when it began. Raises nothing."""
         from housing_mlops.prediction_log.database import reason
 
-        more, failure = False, ""
+        more, failure, reader = False, "", self.carrier.reader
         self._begun = time.monotonic()
         try:
             more = self.carrier.carry()
         except Exception as error:  # whatever it is, the next round may do better
             failure = reason(error)
             self.carrier.database.forget()
+        with suppress(OSError):  # of a folder that cannot be read
+            reader.note(draining=not failure)
         self._note(failure)
         self._begun = 0.0
         self.done += 1

@@ -8,6 +8,7 @@ __all__ = ['logger', 'LogOptions', 'LogState', 'state_of', 'PredictionLog', 'tak
 # %% ../../nbs/6_prediction_log/10_log.ipynb #ae935d32
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -117,6 +118,8 @@ class PredictionLog:
 
     def start(self, wait_s: float = 5) -> Self:
         """This log, its thread running; waits so long for the first round to end."""
+        with suppress(OSError):  # of a folder that cannot be read
+            self.reader.note(draining=False)
         self.flusher.start()
         self.thread.start(wait_s)
         return self
