@@ -216,7 +216,13 @@ def serve(
 
     import uvicorn
 
-    from housing_mlops.serving.server import check_port, http_protocol, log_config
+    from housing_mlops.serving.server import (
+        STARTING_S,
+        allow_files,
+        check_port,
+        http_protocol,
+        log_config,
+    )
 
     # when uvicorn has answered what it accepted, it hands the signal on: to this, which exits with 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -224,6 +230,7 @@ def serve(
     host, port, workers = host or now.host, port or now.port, workers or now.workers
     check_port(host, port, "--port (HOUSING_PORT)")
     dictConfig(log_config())  # what is said before uvicorn runs is JSON too
+    allow_files()
     with shared_counters(workers, now):
         uvicorn.run(
             "housing_mlops.serving.api:app",
@@ -235,6 +242,7 @@ def serve(
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=15,
+            timeout_worker_healthcheck=STARTING_S,
         )
 
 # %% ../nbs/cli.ipynb #0f8885ba

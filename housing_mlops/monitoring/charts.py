@@ -58,15 +58,15 @@ def price_histogram(
 def traffic_series(
     log: PredictionLog,  # where the predictions are
     minutes: int = 60,  # how far back
-    slices: int = 60,  # in how many slices
+    slices: int = 60,  # in how many slices, at most
     version: str | None = None,  # only this model version
 ) -> dict[str, Any]:
     """The slices of time, oldest first, and their length in seconds; raises `LogUnavailable`."""
-    from housing_mlops.prediction_log.queries import traffic_over_time
+    from housing_mlops.prediction_log.queries import slice_minutes, traffic_over_time
 
     rows = traffic_over_time(log.engine, minutes, slices, version)
     series = [{**asdict(row), "time": row.time.isoformat()} for row in rows]
-    return {"slice_s": minutes * 60 / slices, "slices": series}
+    return {"slice_s": slice_minutes(minutes, slices) * 60, "slices": series}
 
 # %% ../../nbs/7_monitoring/08_charts.ipynb #473891cf
 def price_distribution(
@@ -75,16 +75,13 @@ def price_distribution(
     rows: int = 2_000,  # most prices to look at, the newest
 ) -> dict[str, Any]:
     """The distribution of the newest prices against the reference; raises `LogUnavailable`."""
-    from housing_mlops.prediction_log.queries import read_page, read_window
+    from housing_mlops.prediction_log.queries import read_prices
 
-    if model is None:
-        prices, known = np.array([r.price for r in read_page(log.engine, limit=rows).rows]), None
-    else:
-        prices = read_window(log.engine, model.dataset, rows, version=model.version).prices
-        known = model.reference.predictions
+    prices = read_prices(log.engine, rows, model.version if model else None)
+    known = model.reference.predictions if model else None
     return {
         "rows": len(prices),
         "unit": model.dataset.target.unit if model else None,
         "model_version": model.version if model else None,
-        **price_histogram(prices.astype(np.float64), known),
+        **price_histogram(prices, known),
     }

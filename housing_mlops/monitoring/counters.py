@@ -223,6 +223,7 @@ def merge_log_states(
         connected=all(state.connected for state in living),
         error=next((state.error for state in living if state.error), ""),
         journal_error=next((state.journal_error for state in living if state.journal_error), ""),
+        retention=next((state.retention for state in living if state.retention), ""),
         **{name: sum(getattr(state, name) for state in living) for name in now},
         **{name: sum(getattr(state, name) for state in every) for name in ever},
     )

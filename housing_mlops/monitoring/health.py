@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..config import mask_password
 from ..model.inference import Model
 from .judgement import Judgement
 from ..prediction_log.log import LogState
@@ -26,6 +27,9 @@ class Check:
 
     state: State
     detail: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", mask_password(self.detail))
 
 
 def overall(
@@ -64,7 +68,8 @@ def check_log(
     database = Check("healthy", f"{state.stored} rows stored")
     if not state.connected:
         database = Check("degraded", f"{state.error}; records are kept in the journal")
-    return {"database": database, "journal": journal}
+    found = {"database": database, "journal": journal}
+    return {**found, "retention": Check("degraded", state.retention)} if state.retention else found
 
 # %% ../../nbs/7_monitoring/06_health.ipynb #7d7025c2
 def check_disk(

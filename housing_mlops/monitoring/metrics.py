@@ -237,6 +237,8 @@ def log_metrics(
         yield counter_family(f"housing_records_{fate}", f"Prediction records {fate}.", "", count)
     up = float(log.connected)
     yield gauge_family("housing_database_up", "1 when the log's database answers.", [], [([], up)])
+    stopped, name = float(bool(log.retention)), "housing_retention_stopped"
+    yield gauge_family(name, "1 when too much is due to be deleted.", [], [([], stopped)])
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #f4e1d3f5
 def drift_metrics(

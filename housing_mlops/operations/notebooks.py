@@ -237,6 +237,7 @@ def keep_with_run(
     """Log `files` as artifacts of the run, under `notebook/`."""
     import mlflow
 
+    os.environ.update(settings.mlflow_environment)
     mlflow.set_tracking_uri(settings.tracking)
     for file in files:
         mlflow.MlflowClient().log_artifact(run_id, str(file), "notebook")
@@ -252,6 +253,9 @@ def train(
     store = {"tracking_uri": settings.tracking, "experiment": settings.experiment}
     given = {**store, **parameters, "out": str(folder)}
     found = find_notebook(notebook or settings.training_notebook, settings)
+    os.environ.update(
+        settings.mlflow_environment
+    )  # the kernel inherits it; the notebook shows none
     copy = run_notebook(found, given, folder, settings)
     summary: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     used = settings.model_copy(update={"tracking_uri": given["tracking_uri"]})

@@ -45,51 +45,63 @@ class LogDatabase:
     def __init__(
         self,
         url: str,  # as `connect` takes it
-        timeout_s: float = 15,  # time one call to PostgreSQL may take
+        timeout_s: float = 15,  # time one call may take
         durable: bool = True,  # whether SQLite has a transaction on disk before its commit returns
     ):
         self.url, self.timeout_s, self.durable = url, timeout_s, durable
-        self._engine: sa.Engine | None = None
+        self._engines: dict[str, sa.Engine] = {}
         self._opening = threading.Lock()
         self.identity = ""  # which database it is, once it could be asked
         self._known: tuple[int, int] | None = None
 
     @property
     def engine(self) -> "sa.Engine":
-        """Opened when it is first asked for; raises `ConfigError` for a URL that is none."""
+        """For queries and for feedback; raises `ConfigError` for a URL that is none."""
+        return self._open("readers")
+
+    @property
+    def writer(self) -> "sa.Engine":
+        """For what the carrier does, with connections of its own; raises `ConfigError` too."""
+        return self._open("writer")
+
+    def _open(self, whose: str) -> "sa.Engine":
         import sqlalchemy as sa
 
         from housing_mlops.prediction_log.database import connect
 
         with self._opening:
-            if self._engine is None:
-                self._engine = connect(self.url, self.timeout_s)
-                if not self.durable and self._engine.dialect.name == "sqlite":
-                    sa.event.listen(self._engine, "connect", _leave_unflushed)
-            return self._engine
+            if whose not in self._engines:
+                engine = self._engines[whose] = connect(self.url, self.timeout_s)
+                if not self.durable and engine.dialect.name == "sqlite":
+                    sa.event.listen(engine, "connect", _leave_unflushed)
+            return self._engines[whose]
 
     def prepare(self) -> None:
         """Migrate when the database is new to this process, or another file than a moment ago."""
         from housing_mlops.prediction_log.database import migrate, read_identity
 
         if self._known is None or self.was_replaced():
+            self.writer.dispose()
             self.engine.dispose()
-            migrate(self.engine)
-            self.identity = read_identity(self.engine)
-            self._known = file_identity(self.engine)
+            migrate(self.writer)
+            self.identity = read_identity(self.writer)
+            self._known = file_identity(self.writer)
 
     def was_replaced(self) -> bool:
         """Whether the file is another one than was migrated; raises `OSError` when it is gone."""
-        return self._known != file_identity(self.engine)
+        return self._known != file_identity(self.writer)
 
     def forget(self) -> None:
         """Have `prepare` open and migrate the database again."""
         self._known = None
 
     def close(self) -> None:
-        """Close the connections; the next use opens them again."""
-        if self._engine is not None:
-            self._engine.dispose()
+        """End what is asked at the moment and close the connections; the next use opens them again."""
+        from housing_mlops.prediction_log.deadlines import cut_off
+
+        for engine in list(self._engines.values()):
+            cut_off(engine)
+            engine.dispose()
 
 # %% ../../nbs/6_prediction_log/09_carrier.ipynb #8dca3c60
 class Housekeeping:
@@ -99,23 +111,24 @@ class Housekeeping:
         self,
         reader: JournalReader,  # which adopts
         database: LogDatabase,  # which has to answer
-        retention: tuple[float, int] = (0, 0),  # days and rows, see `delete_old`
+        retention: tuple[float, int, float] = (0, 0, 1),  # days, rows, share: see `delete_old`
         every_s: float = 5,  # between two rounds; old rows are looked for every twelfth
     ):
         self.reader, self.database = reader, database
         self.retention, self.every_s = retention, every_s
+        self.stopped = ""  # why nothing old is deleted; empty when it is
         self._due = self._delete_due = 0.0
 
     def run_if_due(self) -> None:
         """One round, when it is time; raises what the database raises."""
         if time.monotonic() < self._due:
             return
-        with self.database.engine.connect() as connection:
+        with self.database.writer.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
         self._adopt()
         now = time.monotonic()
         self._due = now + self.every_s
-        if any(self.retention) and now >= self._delete_due:
+        if any(self.retention[:2]) and now >= self._delete_due:
             self._delete_due = now + 12 * self.every_s
             if self._delete_old():  # there may be more, but new records come first
                 self._due = self._delete_due = now
@@ -129,9 +142,18 @@ class Housekeeping:
             logger.warning("the journal's folder cannot be read: %s", error)
 
     def _delete_old(self) -> bool:
-        from housing_mlops.prediction_log.database import delete_old
+        from housing_mlops.prediction_log.retention import RetentionStopped, delete_old
 
-        return delete_old(self.database.engine, *self.retention) > 0
+        days, rows, share = self.retention
+        try:
+            deleted = delete_old(self.database.writer, days, rows, share=share)
+        except RetentionStopped as error:
+            if not self.stopped:
+                logger.warning("%s", error)
+            self.stopped = str(error)
+            return False
+        self.stopped = ""
+        return deleted > 0
 
 # %% ../../nbs/6_prediction_log/09_carrier.ipynb #fd1677ad
 class Carrier:
@@ -167,7 +189,7 @@ class Carrier:
 
         insertion.give_way()
         records, bad = screen(batch)
-        engine = self.database.engine
+        engine = self.database.writer
         new, refused = insertion.insert_all(engine, records) if records else (0, [])
         if self.database.was_replaced():
             raise OSError("the database's file was replaced")

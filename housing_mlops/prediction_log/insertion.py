@@ -14,17 +14,18 @@ import sqlalchemy as sa
 
 from .database import predictions, reason
 from .record import Record, new_id
+from .traffic import count_statement, store_and_count_statement
 
 # %% ../../nbs/6_prediction_log/06_insertion.ipynb #796eefd1
 _COLUMNS = ", ".join(Record._fields)
-_POSTGRESQL = rf"""
+_POSTGRESQL = store_and_count_statement(rf"""
 INSERT INTO predictions ({_COLUMNS})
 SELECT f[1], f[2]::bigint, f[3], f[4], f[5]::float8, nullif(f[6], '')::float8,
        nullif(f[7], '')::float8, f[8]::float8, f[9], f[10], f[11]::json
 FROM (SELECT string_to_array(line, E'\t') AS f
       FROM unnest(string_to_array(%s, E'\n')) AS line) AS batch
-ON CONFLICT (id) DO NOTHING
-"""
+ON CONFLICT (id) DO NOTHING""")
+_COUNT = count_statement("predictions WHERE rowid > ?")
 
 
 @lru_cache(maxsize=32)
@@ -49,14 +50,17 @@ def insert(
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
             text = b"\n".join(records).decode()
-            return connection.exec_driver_sql(_POSTGRESQL, (text,)).rowcount
+            return int(connection.exec_driver_sql(_POSTGRESQL, (text,)).scalar_one())
     new = 0
     with engine.execution_options(writing=True).begin() as connection:
+        newest = connection.exec_driver_sql("SELECT max(rowid) FROM predictions").scalar() or 0
         for i in range(0, len(records), at_once):
             rows = records[i : i + at_once]
             values = tuple(b"\t".join(rows).decode().split("\t"))  # ten tabs a record, no more
             new += connection.exec_driver_sql(sqlite_statement(len(rows)), values).rowcount
             give_way()
+        if new:  # the only writer: what has a higher number came just now
+            connection.exec_driver_sql(_COUNT, (newest,))
     return new
 
 # %% ../../nbs/6_prediction_log/06_insertion.ipynb #68b511eb

@@ -43,7 +43,8 @@ class LogOptions:
     durability: Durability = "interval"  # when what was accepted is flushed to disk
     retention_days: float = 0  # how long a prediction stays; 0: always
     retention_rows: int = 0  # how many stay; 0: all
-    timeout_s: float = 15  # time one call to PostgreSQL may take
+    retention_share: float = 0.5  # of all, beyond which a person has to agree
+    timeout_s: float = 15  # time one call to the database may take
     interval_s: float = 0.05  # between two rounds of the carrier
     housekeeping_s: float = 5  # between two looks for dead processes and old rows
     stall_s: float = 5  # a round that takes longer counts as an outage
@@ -63,6 +64,7 @@ class LogState:
     replayed: int  # of these, rows from a dead process's journal
     duplicates: int  # rows that were there already
     quarantined: int  # rows in `refused.jsonl`
+    retention: str = ""  # why nothing old is deleted; empty when it is, or nothing is asked for
 
 
 def state_of(
@@ -83,6 +85,7 @@ def state_of(
         replayed=carrier.replayed,
         duplicates=carrier.duplicates,
         quarantined=carrier.quarantine.rows,
+        retention=carrier.housekeeping.stopped,
     )
 
 # %% ../../nbs/6_prediction_log/10_log.ipynb #fcee6a76
@@ -101,7 +104,7 @@ class PredictionLog:
         self.reader = JournalReader(self.journal)
         self.flusher = Flusher(self.journal, options.durability)
         self.database = LogDatabase(url, options.timeout_s, options.durability != "process")
-        retention = (options.retention_days, options.retention_rows)
+        retention = (options.retention_days, options.retention_rows, options.retention_share)
         housekeeping = Housekeeping(self.reader, self.database, retention, options.housekeeping_s)
         carrier = Carrier(self.reader, self.database, housekeeping)
         self.thread = CarrierThread(Rounds(carrier, options.stall_s), options.interval_s)
@@ -137,6 +140,7 @@ class PredictionLog:
             self.database.close()
         else:  # in a call that does not return: its files stay open
             rows = left.rows
+            self.database.close()  # which lets go whoever waits for it
             logger.warning("the database still does not answer; %d rows stay in the journal", rows)
         return left
 
@@ -185,6 +189,7 @@ def open_log(
         durability=settings.durability,
         retention_days=settings.log_retention_days,
         retention_rows=settings.log_retention_rows,
+        retention_share=settings.log_retention_share,
         timeout_s=settings.database_timeout_s,
     )
     return PredictionLog(settings.database, settings.path(settings.journal_dir), options)

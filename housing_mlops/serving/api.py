@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['logger', 'administration', 'STATUS', 'REASONS', 'app', 'install_routes', 'follow', 'reload', 'failed', 'invalid',
-           'refused', 'add_handlers', 'repeat', 'judge', 'share', 'cut_off', 'background', 'steady', 'lifespan',
-           'declaration', 'create_app']
+           'refused', 'add_handlers', 'repeat', 'judge', 'measure', 'share', 'cut_off', 'background', 'steady',
+           'lifespan', 'declaration', 'create_app']
 
 # %% ../../nbs/8_serving/11_api.ipynb #95e973d6
 import asyncio
 import gc
 import logging
+import multiprocessing
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -38,7 +39,15 @@ from .dashboard import pages
 from .fast_path import make_fast_path
 from .gateway import HousingAPI
 from .routes import monitoring, operations, pricing_routes
-from .service import NoModel, Serve, Service, administrator, service_of
+from .server import tie_to_parent
+from housing_mlops.serving.service import (
+    NoModel,
+    Serve,
+    Service,
+    administrator,
+    read_live_error,
+    service_of,
+)
 
 # %% ../../nbs/8_serving/11_api.ipynb #b0000001
 logger = logging.getLogger(__name__)
@@ -69,7 +78,8 @@ async def follow(
     if model.dataset != app.state.dataset:
         install_routes(app, model.dataset)
     journal = service.log.journal if service.log else None
-    service.model, service.judgement = model, None
+    service.model = model
+    service.conclude(None)
     app.prices.fast_path = make_fast_path(model, service.counters, journal)
     logger.info("Serving %s, version %s.", model.info.model, model.version)
 
@@ -96,7 +106,7 @@ STATUS: dict[type[HousingError], tuple[int, str]] = {
     UnknownPrediction: (404, "unknown_prediction"),
     FeedbackConflict: (409, "conflict"),
 }
-REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method", 408: "slow", 413: "too_large"}
+REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method"}
 
 
 async def failed(request: Request, error: Exception) -> Response:
@@ -157,7 +167,18 @@ async def judge(
     if log is not None and model is not None:
         with suppress(LogUnavailable):
             found = await loop.run_in_executor(service.pool, judge_log, log, model)
-            service.judgement = found
+            if service.model is model:  # and not another one by now
+                service.conclude(found)
+
+
+async def measure(
+    app: HousingAPI,  # the application
+) -> None:
+    """Read the live error for `/metrics`, and leave the database alone for fifty times as long."""
+    service, loop = app.service, asyncio.get_running_loop()
+    with suppress(LogUnavailable):  # what was read before stays true
+        took = await loop.run_in_executor(service.pool, read_live_error, service)
+        await asyncio.sleep(50 * took)
 
 
 async def share(
@@ -175,8 +196,9 @@ async def share(
 async def cut_off(
     app: HousingAPI,  # the application
 ) -> None:
-    """Cut off clients that take too long to send their requests."""
-    app.deadline.cut_off()
+    """Cut off clients that take too long to send their requests, or to read their answers."""
+    app.reader.cut_off()
+    app.connections.look()
 
 # %% ../../nbs/8_serving/11_api.ipynb #9e7faeb3
 def background(
@@ -186,6 +208,7 @@ def background(
     settings = app.service.settings
     jobs: list[tuple[float, Callable[[HousingAPI], Awaitable[object]]]] = [
         (settings.drift_interval_s, judge),
+        (settings.live_error_interval_s, measure),
         (0.5, share),
         (min(1.0, settings.deadline_s), cut_off),
     ]
@@ -215,13 +238,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """The life of an application; what it yields is where `HousingProtocol` looks."""
     assert isinstance(app, HousingAPI)
     service = app.service
+    if master := multiprocessing.parent_process():  # of several workers
+        tie_to_parent(master.pid or 0)
     service.open_log()
     if service.log is not None and service.log.flusher.level == "always":
         app.prices.when_kept = service.log.flusher.call_back
     await follow(app)
     tasks = background(app)
     with access_log_aside(), steady():
-        yield {"service": service, "prices": app.prices}
+        yield {"service": service, "prices": app.prices, "connections": app.connections}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -252,7 +277,8 @@ def create_app(
         summary="Prices for houses, with their interval, their model and a memory.",
         version=__version__,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
+        docs_url=None,  # the page is ours: it loads nothing from elsewhere
+        redoc_url=None,
     )
     for router in (operations, administration, monitoring, pages):
         app.include_router(router)

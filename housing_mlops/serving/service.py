@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'ChampionWatch', 'intervals', 'to_predictions', 'to_record', 'NoModel', 'Service',
-           'health_checks', 'metric_numbers', 'service_of', 'client', 'administrator']
+           'health_checks', 'read_live_error', 'metric_numbers', 'service_of', 'client', 'administrator']
 
 # %% ../../nbs/8_serving/04_service.ipynb #16452954
 import logging
 import os
+import shutil
+import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,7 +37,7 @@ from housing_mlops.monitoring.health import (
 from ..monitoring.judgement import Judgement
 from ..monitoring.metrics import Numbers
 from ..prediction_log.log import PredictionLog, open_log
-from ..prediction_log.record import LogUnavailable, Record, encode_record, new_id
+from ..prediction_log.record import Record, encode_record, new_id
 from ..registry.fetch import fetch_champion
 from ..registry.shelf import Champion
 from ..registry.store import RegistryError
@@ -55,13 +59,14 @@ class ChampionWatch:
         self.folder: Path | None = None  # of the bundle in use
         self.problem = ""  # why the registry's champion is not what serves; empty when it is
         self.registry = Check("healthy", "not asked yet")
+        self.spare: Path | None = None  # for bundles when the cache folder cannot be written
 
     def load(self) -> Model | None:
         """The champion if it is not in use already, verified and warm; None otherwise."""
         try:
-            champion = fetch_champion(self.settings)
+            champion = fetch_champion(self.settings, self._spare(), hurry=self.folder is None)
             self.registry = self._reached(champion)
-            if champion is not None and champion.folder != self.folder:
+            if champion is not None and self._new(champion):
                 model = Model.open(champion.folder, champion.version)
                 self.folder, self.problem = champion.folder, ""
                 return model
@@ -77,9 +82,25 @@ class ChampionWatch:
     def _reached(self, champion: Champion | None) -> Check:
         """How the registry was reached: itself, the cache in its place, or this machine's own."""
         if champion is not None and champion.problem:
-            return Check("degraded", f"{champion.problem} Serving from the cache.")
+            if champion.problem != self.registry.detail:
+                logger.warning("%s", champion.problem)
+            return Check("degraded", champion.problem)
         remote = self.settings.tracking.startswith("http")
         return Check("healthy", "reachable" if remote else "this machine's cache")
+
+    def _spare(self) -> Path | None:
+        """A folder of this process's own, which goes with it; None where there is no room."""
+        if self.spare is None and self.settings.tracking.startswith("http"):
+            with suppress(OSError):
+                self.spare = Path(tempfile.mkdtemp(prefix="housing-bundles-"))
+                weakref.finalize(self, shutil.rmtree, self.spare, ignore_errors=True)
+        return self.spare
+
+    def _new(self, champion: Champion) -> bool:
+        """Whether it is another than the one in use, and not an older one from the cache."""
+        aside = [f is not None and f.parent == self.spare for f in (self.folder, champion.folder)]
+        older = bool(champion.problem) and aside == [True, False]
+        return champion.folder != self.folder and not older
 
 # %% ../../nbs/8_serving/04_service.ipynb #36000006
 def intervals(
@@ -135,11 +156,11 @@ def to_record(
         features=house,
     )
 
-# %% ../../nbs/8_serving/04_service.ipynb #3600000d
+# %% ../../nbs/8_serving/04_service.ipynb #8d000001
 class NoModel(HousingError):
     """There is no model to price with."""
 
-
+# %% ../../nbs/8_serving/04_service.ipynb #3600000d
 class Service:
     """What one worker process serves with."""
 
@@ -152,12 +173,15 @@ class Service:
         self.model: Model | None = None
         self.log: PredictionLog | None = None
         self.counters = Counters()
-        self.judgement: Judgement | None = None
+        self.judgement: Judgement | None = None  # of drift, for the model in use
+        self.judged = 0.0  # when it was made, in seconds since 1970
+        self.judging = threading.Lock()
+        self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.needs_key = bool(settings.api_keys.get_secret_value())
         self.limiter = RateLimit(settings) if settings.rate_limit else None
         self.in_progress = 0  # requests
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters
-        self.pool = ThreadPoolExecutor(2, "housing")
+        self.pool = ThreadPoolExecutor(5, "housing")  # a thread a job, and one for `/metrics`
 
     def open_log(self) -> None:
         """Start the prediction log, unless it was switched off."""
@@ -171,6 +195,13 @@ class Service:
             reason = self.champion.problem or "still starting"
             raise NoModel(f"No model to price with: {reason}.")
         return self.model
+
+    def conclude(
+        self,
+        judgement: Judgement | None,  # of drift; None for a model that is new
+    ) -> None:
+        """Remember what was found last."""
+        self.judgement, self.judged = judgement, time.time()
 
     async def accept(
         self,
@@ -202,23 +233,30 @@ def health_checks(
         "drift": check_drift(service.judgement),
     }
 
+# %% ../../nbs/8_serving/04_service.ipynb #a758b7b8
+def read_live_error(
+    service: Service,  # whose log is asked
+) -> float:
+    """Seconds that it took to read the live error for `/metrics`; raises `LogUnavailable`."""
+    from housing_mlops.prediction_log import queries  # SQLAlchemy: half of the time to start
+
+    begun = time.perf_counter()
+    if service.log is not None:
+        rows = queries.live_error(service.log.engine)
+        service.live = tuple(row._asdict() for row in rows)
+    return time.perf_counter() - begun
+
 # %% ../../nbs/8_serving/04_service.ipynb #36000014
 def metric_numbers(
     service: Service,  # of the worker that is asked
 ) -> Numbers:
     """Everything `/metrics` tells, of all workers."""
     settings, log = service.settings, service.log
-    live: tuple[dict[str, Any], ...] = ()
-    if log is not None:
-        from housing_mlops.prediction_log import queries  # SQLAlchemy: half of the time to start
-
-        with suppress(LogUnavailable):
-            live = tuple(row._asdict() for row in queries.live_error(log.engine))
     folder = settings.path(settings.metrics_dir) if settings.metrics_dir else None
     state = gather_log(log.state, folder, service.worker) if log else None
     whole = gather(service.counters, folder, service.worker)
     health = overall(health_checks(service))
-    return Numbers(whole, service.model, state, service.judgement, live, health)
+    return Numbers(whole, service.model, state, service.judgement, service.live, health)
 
 # %% ../../nbs/8_serving/04_service.ipynb #c8fc198a
 def service_of(

@@ -7,6 +7,7 @@ __all__ = ['git_commit', 'open_experiment', 'model_parameters', 'metric_points',
 
 # %% ../../nbs/4_training/06_tracking.ipynb #4e368ed2
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ def open_experiment(
 ) -> str:
     """The id of the experiment, made if it is missing, with its store set; raises `TrainingError`."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.update(settings.mlflow_environment)
     mlflow.set_tracking_uri(settings.tracking)
     place = None
     if settings.tracking.startswith("sqlite:"):
@@ -52,7 +54,7 @@ def open_experiment(
         if found is None:
             return mlflow.create_experiment(settings.experiment, artifact_location=place)
     except Exception as error:
-        raise TrainingError(f"No MLflow at {settings.tracking}: {error}") from error
+        raise TrainingError(f"No MLflow at {settings.tracking}: {error}") from None
     return str(found.experiment_id)
 
 # %% ../../nbs/4_training/06_tracking.ipynb #b0a63dd6

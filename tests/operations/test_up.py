@@ -104,3 +104,39 @@ def test_serve_without_a_model_says_what_to_run(tmp_path: Path) -> None:
     assert process.returncode == 0
     for line in output.splitlines():
         json.loads(line)
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether none of these processes runs; one that nobody has waited for counts as gone."""
+    listed = ["ps", "-o", "stat=", "-p", ",".join(map(str, pids))]
+    states = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split()
+    return all(state.startswith("Z") for state in states)
+
+
+@pytest.mark.fault
+def test_killed_at_once_it_leaves_nobody_behind(bundles: dict[str, Path], tmp_path: Path) -> None:
+    install_bundle(bundles["Ridge"], "1", Settings(home=tmp_path))
+    port, pages = free_port(), free_port()
+    first = run(tmp_path, "up", "--port", str(port), "--mlflow-port", str(pages))
+    address = f"http://127.0.0.1:{port}"
+    until(lambda: ask(f"{address}/readyz")[0] == 200, what="the API")
+    second = run(tmp_path, "up", "--port", str(port), "--mlflow-port", str(free_port()))
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 1 and f"port {port} runs there already" in output
+    started = children(first.pid)
+    first.kill()
+    first.communicate(timeout=60)
+    until(lambda: gone(started), what="the end of what it started")
+
+
+@pytest.mark.fault
+def test_workers_end_with_their_master(bundles: dict[str, Path], tmp_path: Path) -> None:
+    install_bundle(bundles["Ridge"], "1", Settings(home=tmp_path))
+    port = free_port()
+    master = run(tmp_path, "serve", "--port", str(port), "--workers", "2")
+    until(lambda: ask(f"http://127.0.0.1:{port}/readyz")[0] == 200, what="the API")
+    started = children(master.pid)
+    assert len(started) >= 2
+    master.kill()
+    master.communicate(timeout=60)
+    until(lambda: gone(started), what="the end of the workers")

@@ -148,14 +148,14 @@ class Fault:
                 connection.execute(statement)
 
         self.listener = run
-        sa.event.listen(self.log.engine, "connect", run)
+        sa.event.listen(self.log.database.writer, "connect", run)
         self.log.database.close()
         self.log.database.forget()
 
     def begin(self) -> None: ...
 
     def end(self) -> None:
-        sa.event.remove(self.log.engine, "connect", self.listener)
+        sa.event.remove(self.log.database.writer, "connect", self.listener)
         self.log.database.close()
 
 

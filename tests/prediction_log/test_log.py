@@ -61,7 +61,7 @@ def test_a_database_of_a_later_version_is_left_alone(
     ids = append(log, 3)
     assert "9999" in log.state.error
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '0002'")
+        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '0003'")
     assert log.flush(60)
     once(engine, ids)
     engine.dispose()
@@ -129,7 +129,7 @@ def test_old_predictions_go(
     insert(engine, old)
     save_feedback(engine, id_of(old[0]), 20.0)
     engine.dispose()
-    log = start(url, **bound)
+    log = start(url, **bound, retention_share=1)
     ids = append(log, 100)
     assert log.flush(30)
     until(lambda: len(stored(log.engine)) == 100)

@@ -102,7 +102,8 @@ def test_traffic_over_time_is_what_pandas_says(engine: sa.Engine) -> None:
                 continue
             assert one.mean_ms == pytest.approx(inside["ms"].mean())
             p95 = inside["ms"].quantile(0.95, interpolation="higher")
-            assert inside["ms"].quantile(0.9, interpolation="lower") <= one.p95_ms <= p95
+            least = inside["ms"].quantile(0.9, interpolation="lower") / 2**0.5  # within a bucket
+            assert least <= one.p95_ms <= min(p95 * 2**0.5, one.max_ms)
             assert one.max_ms == pytest.approx(inside["ms"].max())
             assert one.mean_price == pytest.approx(inside["price"].mean())
     assert sum(s.count for s in traffic_over_time(engine, 60, version="none")) == 0

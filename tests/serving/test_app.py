@@ -11,6 +11,7 @@ from processes import until
 
 from housing_mlops.config import Settings
 from housing_mlops.registry.shelf import install_bundle
+from housing_mlops.serving import routes
 from housing_mlops.serving.api import create_app, repeat
 
 
@@ -135,4 +136,21 @@ def test_with_the_registry_away_the_cached_champion_serves(home: Path) -> None:
         assert api.post("/predict", json=HOUSE).status_code == 200
         health = api.get("/health").json()
     assert health["status"] == "degraded"
-    assert "Serving from the cache" in health["checks"]["registry"]["detail"]
+    assert "served from the cache" in health["checks"]["registry"]["detail"]
+
+
+def test_a_page_of_history_is_bounded_in_bytes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "PAGE_BYTES", 4_000)
+    monkeypatch.setattr(routes, "PAGE_PART", 3)
+    with TestClient(create_app(Settings(home=home))) as api:
+        until(connected(api))
+        given = [api.post("/predict", json=HOUSE).json()["prediction_id"] for _ in range(40)]
+        assert api.app.service.log.flush(20)
+        seen, cursor = [], ""
+        while cursor is not None:
+            following = f"&before={cursor}" if cursor else ""
+            page = api.get(f"/monitoring/predictions?limit=10000{following}")
+            assert len(page.content) < 4_000 + 3 * 600
+            seen += [row["id"] for row in page.json()["predictions"]]
+            cursor = page.json()["next"]
+        assert seen[:40] == given[::-1] and len(seen) == len(set(seen))

@@ -19,7 +19,9 @@ TABLE = load_table(load_dataset("boston"), Settings(data_path=None))
 class Visit:
     """A page that was opened, and all that went wrong or out of it."""
 
-    def __init__(self, browser: Browser, server: Any, **context: Any) -> None:
+    def __init__(
+        self, browser: Browser, server: Any, path: str = "/dashboard", **context: Any
+    ) -> None:
         self.server = server
         self.asked: list[str] = []
         self.errors: list[str] = []
@@ -27,7 +29,7 @@ class Visit:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._console)
-        self.page.goto(server.address + "/dashboard")
+        self.page.goto(server.address + path)
 
     def _console(self, message: ConsoleMessage) -> None:
         # a container that starts changes this machine's interfaces: Chromium drops what it was
@@ -134,7 +136,7 @@ def test_it_follows_what_happens(serve: Callable[..., Any], visit: Any) -> None:
 
 
 def test_a_drift_turns_up_by_the_name_of_the_feature(serve: Callable[..., Any], visit: Any) -> None:
-    server = serve()
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
     price(server, 400, seed=1, LSTAT=8.0)
     seen = visit(server)
     card = seen.page.locator("article.feature").first
@@ -234,3 +236,15 @@ def test_an_end_of_the_service_is_told(serve: Callable[..., Any], visit: Any) ->
     expect(seen.page.locator("#state")).to_have_text("healthy")
     server.kill()
     expect(seen.page.locator("#state")).to_have_text("no answer", timeout=15_000)
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(
+    serve: Callable[..., Any], visit: Any
+) -> None:
+    seen = visit(serve(), path="/docs")
+    predict = seen.page.locator("#operations-pricing-predict_predict_post")
+    predict.locator(".opblock-summary-control").click()
+    predict.get_by_role("button", name="Try it out").click()
+    predict.get_by_role("button", name="Execute").click()
+    expect(predict.locator(".live-responses-table")).to_contain_text('"prediction"')
+    assert seen.strangers() == [] and seen.errors == []

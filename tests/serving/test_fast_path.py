@@ -31,6 +31,9 @@ def client(home: Path) -> Iterator[TestClient]:
         yield api
 
 
+ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"]
+
+
 def both(client: TestClient, body: bytes, headers: dict[str, str]) -> tuple[Any, Any, bool]:
     """Status and payload by the fast path, by the fallback route, and whether the first answered."""
     prices, priced = client.app.prices, []
@@ -77,6 +80,7 @@ def test_both_ways_answer_alike(client: TestClient, body: bytes, kind: str) -> N
         (json.dumps(HOUSE | {"RM": float("nan")}), 422, False),
         ("[" * 900, 422, False),
         (b'{"RM": "\xff"}', 422, False),
+        *((json.dumps(HOUSE).encode(name), 422, False) for name in ENCODINGS),
         (" " * 2_001, 413, False),
     ],
 )

@@ -110,18 +110,29 @@ def stored_once(url: str, accepted: Sequence[str], seconds: float = 60) -> None:
 # ---- drift
 
 
+def judged(server: Any, rows: int) -> Any:
+    """What is told of drift, once it is told of so many rows."""
+
+    def told() -> Any:
+        found = server.get("/monitoring/drift")
+        return found if found["report"]["rows"] == rows else None
+
+    return until(told, what=f"a judgement of {rows} rows")
+
+
 def test_quiet_traffic_is_ok_and_a_shift_is_named(serve: Callable[..., Any], table: Table) -> None:
-    server, load = serve(), Load()
+    server, load = serve(HOUSING_DRIFT_INTERVAL_S="0.2"), Load()
     load.run(server.port, houses(table, 2000), 2000)
     assert len(load.accepted) == 2000 and not load.refused
     stored_once(log_of(server), load.accepted)
-    quiet = server.get("/monitoring/drift")
-    assert (quiet["verdict"], quiet["features"]) == ("ok", [])
+    until(lambda: server.get("/monitoring/drift")["verdict"] == "ok")
+    assert server.get("/monitoring/drift")["features"] == []
     half = -0.5 * float(table.features["RM"].std())
     load.run(server.port, houses(table, 400, seed=7, RM=half), 400)
     stored_once(log_of(server), load.accepted)
+    until(lambda: server.get("/monitoring/drift")["verdict"] == "drift")
     found = server.get("/monitoring/drift")
-    assert found["verdict"] == "drift" and found["features"][0] == "RM"
+    assert found["features"][0] == "RM"
     health = server.get("/health")
     assert health["status"] == "degraded" and "RM" in health["checks"]["drift"]["detail"]
 
@@ -250,7 +261,7 @@ def agree(told: dict[str, Any], text: dict[tuple[str, ...], float], asked: int =
 
 
 def test_metrics_agree_and_promtool_accepts_them(serve: Callable[..., Any], table: Table) -> None:
-    server, load = serve(), Load()
+    server, load = serve(HOUSING_LIVE_ERROR_INTERVAL_S="0.1"), Load()
     load.run(server.port, houses(table, 300), 300)
     stored_once(log_of(server), load.accepted)
     with httpx.Client(base_url=server.address) as client:
@@ -259,6 +270,7 @@ def test_metrics_agree_and_promtool_accepts_them(serve: Callable[..., Any], tabl
         assert client.post("/predict", json={"nothing": 1}).status_code == 422
         assert client.get("/nowhere").status_code == 404
         assert client.get("/monitoring/drift").json()["verdict"] == "ok"
+        until(lambda: [r["n"] for r in server.get("/metrics")["live_error"]] == [50])
         kind = client.get("/metrics").headers["content-type"]
         assert kind == "application/json", "what is piped to jq"
     told = server.get("/metrics", "*/*")
@@ -369,13 +381,11 @@ def test_the_log_switched_off(serve: Callable[..., Any], table: Table) -> None:
 
 
 def test_windows_larger_than_the_log(serve: Callable[..., Any], table: Table) -> None:
-    server, load = serve(), Load()
-    drift = server.get("/monitoring/drift")
-    assert (drift["verdict"], drift["report"]["rows"]) == ("unknown", 0)
+    server, load = serve(HOUSING_DRIFT_INTERVAL_S="0.2"), Load()
+    assert judged(server, rows=0)["verdict"] == "unknown"
     load.run(server.port, houses(table, 60), 60)
     stored_once(log_of(server), load.accepted)
-    drift = server.get("/monitoring/drift")
-    assert (drift["verdict"], drift["report"]["rows"]) == ("unknown", 60)
+    assert judged(server, rows=60)["verdict"] == "unknown"
     prices = server.get("/monitoring/prices?n=10000")
     assert prices["rows"] == sum(prices["window"]) + prices["below"] + prices["above"] == 60
     traffic = server.get("/monitoring/traffic?minutes=100000&slices=500")
@@ -412,7 +422,7 @@ def test_feedback_for_predictions_of_other_models(
     errors = {r["model_version"]: r for r in server.get("/monitoring/live-error")["versions"]}
     assert errors["1"]["bias"] == pytest.approx(old["prediction"] - 99.0)
     assert errors["2"]["bias"] == pytest.approx(-3.0) and errors["2"]["model"] == "LinearRegression"
-    assert server.get("/monitoring/drift")["report"]["rows"] == 1, "of the version that serves"
+    judged(server, rows=1)  # of the version that serves
 
 
 def test_a_database_file_that_cannot_be_opened(serve: Callable[..., Any], table: Table) -> None:
@@ -427,3 +437,46 @@ def test_a_database_file_that_cannot_be_opened(serve: Callable[..., Any], table:
     assert answer.status_code == 503 and answer.headers["Retry-After"]
     kept = [p for p in (server.home / "journal").iterdir() if p.suffix == ".journal"]
     assert all(stat.S_ISREG(p.stat().st_mode) for p in kept) and kept
+
+
+# ---- a database that is stopped where it stands
+
+
+@pytest.mark.fault
+def test_a_stopped_postgresql_holds_no_probe_and_no_end(
+    serve: Callable[..., Any], table: Table, postgres: Any
+) -> None:
+    url = postgres.make("stopped")
+    server = serve(HOUSING_DATABASE_URL=url, HOUSING_DATABASE_TIMEOUT_S="2")
+    body, load = houses(table, 506), Load()
+    load.run(server.port, body, 200)
+    stored_once(url, load.accepted)
+    pages = ["predictions", "traffic", "live-error", "prices", "drift"] * 12
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        assert all(client.get(f"/monitoring/{page}").status_code == 200 for page in pages[:5])
+    postgres.signal(signal.SIGSTOP)
+    try:
+        answers = asyncio.run(ask_at_once(server.address, pages))
+        assert set(answers["pages"]) == {503}, "each of them in the end"
+        assert answers["probes"] == [200] * 30
+        load.run(server.port, body, 50)
+        assert len(load.accepted) == 250 and not load.refused
+        until(lambda: not server.get("/metrics")["log"]["connected"])
+        server.kill(signal.SIGTERM)  # waits for the end, for half a minute
+    finally:
+        postgres.signal(signal.SIGCONT)
+    server.start()
+    stored_once(url, load.accepted)
+
+
+async def ask_at_once(address: str, pages: Sequence[str]) -> dict[str, list[int]]:
+    """The statuses of many pages at once, and of the probes that were answered before any of them."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+        waiting = [asyncio.create_task(client.get(f"/monitoring/{page}")) for page in pages]
+        await asyncio.sleep(0.3)
+        probes = []
+        for path in ("/metrics", "/health", "/livez") * 10:
+            probes.append((await client.get(path)).status_code)
+        assert not all(page.done() for page in waiting), "the database answers"
+        return {"pages": [(await page).status_code for page in waiting], "probes": probes}
