@@ -13,12 +13,13 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import unquote
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../nbs/00_config.ipynb #45e307d8
@@ -178,25 +179,77 @@ class ServerSettings(SettingsGroup):
     )
 
 # %% ../nbs/00_config.ipynb #8c76bb0f
+def _networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """The networks in a comma-separated list; raises `ValueError`."""
+    return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+
+
 class AccessSettings(SettingsGroup):
     """Who may ask the API, how often, and which requests are logged."""
 
     api_keys: SecretStr = Field(
-        SecretStr(""), description="Comma-separated keys that may ask for prices; empty: anyone."
+        SecretStr(""), description="Comma-separated keys that may ask for prices."
+    )
+    feedback_keys: SecretStr = Field(
+        SecretStr(""), description="Comma-separated keys that may report on any price, and correct."
+    )
+    history_keys: SecretStr = Field(
+        SecretStr(""), description="Comma-separated keys that may read what was asked and answered."
     )
     admin_keys: SecretStr = Field(
         SecretStr(""), description="Comma-separated keys that may administer; empty: nobody."
+    )
+    keys_file: Path = Field(
+        Path("keys.json"), description="File of named keys: `housing-mlops keys` makes it."
+    )
+    open: bool = Field(
+        False, description="Let anyone ask where others can reach the API and there is no key."
+    )
+    published: str = Field(
+        "", description="Address that a container's port is published on; empty: HOUSING_HOST."
+    )
+    hosts: str = Field(
+        "", description="Comma-separated host names of the API, such as api.example.com, *.corp."
+    )
+    proxies: str = Field(
+        "", description="Addresses and networks of proxies whose X-Forwarded-For is believed."
     )
     rate_limit: str = Field(
         "", description="Requests one key or address may send, such as 100/minute; empty: any."
     )
     rate_limit_storage: str = Field(
-        "memory://", description="Where they are counted; workers share redis://host:6379."
+        "memory://",
+        description="Where they are counted; workers share redis://host:6379.",
+        repr=False,
     )
     cors_origins: str = Field("", description="Comma-separated origins of browsers that may ask.")
+    feedback_margin: float = Field(
+        1, ge=0, description="Room for reported prices beyond the declared range, in its widths."
+    )
     access_log: Literal["all", "errors", "off"] = Field(
         "errors", description="Which requests are written to the access log."
     )
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        _networks(value)
+        return value
+
+    @property
+    def proxy_networks(self) -> list[IPv4Network | IPv6Network]:
+        """The networks of `proxies`; an address is a network of one."""
+        return _networks(self.proxies)
+
+    def is_proxy(
+        self,
+        address: str,  # of a connection; what is no address is no proxy
+    ) -> bool:
+        """Whether what comes from an address comes from many clients."""
+        try:
+            return any(ip_address(address) in network for network in self.proxy_networks)
+        except ValueError:
+            return False
 
 # %% ../nbs/00_config.ipynb #bfff3664
 class MonitoringSettings(SettingsGroup):

@@ -28,6 +28,8 @@ from typing import Any
 from ..config import HousingError, Settings, mask_password
 from ..model.bundle import read_info
 from ..registry.shelf import Champion, cached_champion
+from ..serving.guards import check_exposure
+from ..serving.keys import KeyRing
 from ..serving.server import PortError, check_port, tied
 
 # %% ../../nbs/9_operations/02_up.ipynb #246f3d89
@@ -263,6 +265,7 @@ def up(
     say: Callable[[str], None] = print,  # where messages go
 ) -> None:
     """Nothing, once a signal has ended it; raises `UpError` when a process fails."""
+    check_exposure(settings.host, settings, KeyRing(settings))
     check_free("127.0.0.1", mlflow_port, "MLFLOW_PORT= (--mlflow-port)", "/health", b"OK")
     check_free(settings.host, settings.port, "PORT= (--port)", "/livez", b'{"status":"alive"}')
     champion = ensure_champion(settings, train, say)

@@ -50,8 +50,9 @@ def sold(
     """The same conditions, on an actual price."""
     f = feedback.c
     found: list[sa.ColumnElement[bool]] = [
-        f.model.is_not(None)
-    ]  # none that a process of an earlier version is storing
+        f.model.is_not(None),  # none that a process of an earlier version is storing
+        sa.func.abs(f.price) < 1e100,  # squares of more overflow, which PostgreSQL refuses
+    ]
     if version is not None:
         found.append(f.model_version == version)
     return found if since is None else [*found, f.predicted_us >= to_us(since)]

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['logger', 'administration', 'STATUS', 'REASONS', 'app', 'install_routes', 'follow', 'reload', 'failed', 'invalid',
-           'refused', 'add_handlers', 'repeat', 'judge', 'measure', 'share', 'cut_off', 'background', 'steady',
-           'lifespan', 'declaration', 'create_app']
+           'refused', 'add_handlers', 'repeat', 'judge', 'measure', 'share', 'cut_off', 'renew_keys', 'background',
+           'steady', 'lifespan', 'declaration', 'document_guards', 'create_app']
 
 # %% ../../nbs/8_serving/11_api.ipynb #95e973d6
 import asyncio
+import copy
 import gc
 import logging
 import multiprocessing
@@ -18,7 +19,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
@@ -34,17 +35,23 @@ from ..prediction_log.record import FeedbackConflict, LogUnavailable, UnknownPre
 from ..registry.shelf import cached_champion
 from ..schema import Dataset, load_dataset
 from .access_log import access_log_aside
-from .answers import Problem
 from .dashboard import pages
 from .fast_path import make_fast_path
 from .gateway import HousingAPI
-from .routes import monitoring, operations, pricing_routes
+from housing_mlops.serving.routes import (
+    PROBLEMS,
+    monitoring,
+    operations,
+    pricing_routes,
+    report_range,
+    reports,
+)
 from .server import tie_to_parent
 from housing_mlops.serving.service import (
     NoModel,
     Serve,
     Service,
-    administrator,
+    needs,
     read_live_error,
     service_of,
 )
@@ -89,8 +96,8 @@ administration = APIRouter(tags=["operations"])
 
 @administration.post(
     "/admin/reload",
-    dependencies=[Depends(administrator)],
-    responses={403: {"model": Problem, "description": "An administration key is needed"}},
+    dependencies=[needs("admin")],
+    responses={status: PROBLEMS[status] for status in (401, 403, 421, 429)},
 )
 async def reload(request: Request, service: Serve) -> dict[str, Any]:
     """Look for a new champion now."""
@@ -200,6 +207,13 @@ async def cut_off(
     app.reader.cut_off()
     app.connections.look()
 
+
+async def renew_keys(
+    app: HousingAPI,  # the application
+) -> None:
+    """Take over what was changed in the file of keys."""
+    app.service.keys.refresh()
+
 # %% ../../nbs/8_serving/11_api.ipynb #9e7faeb3
 def background(
     app: HousingAPI,  # the application
@@ -211,6 +225,7 @@ def background(
         (settings.live_error_interval_s, measure),
         (0.5, share),
         (min(1.0, settings.deadline_s), cut_off),
+        (2.0, renew_keys),
     ]
     if settings.registry_poll_s:
         jobs.append((settings.registry_poll_s, follow))
@@ -265,6 +280,27 @@ def declaration(
             return read_info(cached.folder).dataset
     return load_dataset(settings.dataset, settings.home)
 
+# %% ../../nbs/8_serving/11_api.ipynb #5675d433
+def document_guards(
+    app: HousingAPI,  # the application
+) -> None:
+    """Have the documentation ask for a key where one is needed, and tell the range of reports."""
+    generate, service = app.openapi, app.service
+
+    def openapi() -> dict[str, Any]:
+        told = copy.deepcopy(generate())
+        operations = [one for methods in told["paths"].values() for one in methods.values()]
+        for operation in operations if service.keys.open else []:
+            if operation.get("security") != [{"key": ["admin"]}]:
+                operation.pop("security", None)
+        if service.model is not None:
+            _, (low, high) = report_range(service)
+            price = told["components"]["schemas"]["Feedback"]["properties"]["price"]
+            price.update(minimum=low, maximum=high)
+        return told
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+
 # %% ../../nbs/8_serving/11_api.ipynb #e6b2957c
 def create_app(
     settings: Settings | None = None,  # the process's own by default
@@ -280,10 +316,11 @@ def create_app(
         docs_url=None,  # the page is ours: it loads nothing from elsewhere
         redoc_url=None,
     )
-    for router in (operations, administration, monitoring, pages):
+    for router in (operations, administration, monitoring, reports, pages):
         app.include_router(router)
     install_routes(app, declaration(settings))
     add_handlers(app)
+    document_guards(app)
     if origins := [o.strip() for o in settings.cors_origins.split(",") if o.strip()]:
         app.add_middleware(
             CORSMiddleware,

@@ -74,6 +74,7 @@ class Connections:
     ) -> None:
         self.most, self.of_one = settings.max_connections, settings.max_connections_of_one
         self.seconds, self.counters = settings.deadline_s, counters
+        self.settings = settings
         self.lines: dict[Line, Progress] = {}
         self.clients: Counter[str] = Counter()
 
@@ -83,7 +84,8 @@ class Connections:
     ) -> bool:
         """Let a connection in, or close it; whether it is a spare one, for probes only."""
         address, number = address_of(line), len(self.lines)
-        if number >= self.most + SPARE or self.clients[address] >= self.of_one:
+        of_one = self.clients[address] >= self.of_one and not self.settings.is_proxy(address)
+        if number >= self.most + SPARE or of_one:
             self.counters.error("connections")
             line.transport.write(FULL)
             line.transport.close()

@@ -24,7 +24,6 @@ from ..prediction_log.journal import Journal, JournalError
 from ..prediction_log.record import new_id
 from ..schema import Dataset
 from .access_log import clean_id, log_request
-from .guards import allowed
 from .service import Service
 
 # %% ../../nbs/8_serving/07_fast_path.ipynb #70000001
@@ -54,12 +53,14 @@ def parse_request(
     request_id: bytes = b"",  # that was given to it already
 ) -> PriceRequest | None:
     """A request ready to be priced; None when the fallback route has to answer."""
-    kind = given = key = b""
+    kind = given = key = host = b""
     for name, value in headers:
         if name == b"content-type":
             kind = value
         elif name == b"x-request-id":
             given = value
+        elif name == b"host":
+            host = value
         elif name == b"x-api-key":
             key = value
         elif name == b"origin":
@@ -67,7 +68,7 @@ def parse_request(
     settings = service.settings
     if kind != b"application/json" or len(body) > settings.max_body_bytes:
         return None
-    if service.needs_key and not allowed(key.decode("latin-1"), settings.api_keys):
+    if not service.hosts.allows(host) or service.keys.caller(key, "predict") is None:
         return None
     named = request_id or clean_id(given) or new_id().encode()
     return PriceRequest(body, named, time.perf_counter())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'ChampionWatch', 'intervals', 'to_predictions', 'to_record', 'NoModel', 'Service',
-           'health_checks', 'read_live_error', 'metric_numbers', 'service_of', 'client', 'administrator']
+           'health_checks', 'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs']
 
 # %% ../../nbs/8_serving/04_service.ipynb #16452954
 import logging
@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, HTTPException, Request
+from fastapi import Depends, HTTPException, Request, Security
+from fastapi.security import APIKeyHeader
 
 from ..config import HousingError, Settings
 from ..model.bundle import BundleError
@@ -42,7 +43,8 @@ from ..registry.fetch import fetch_champion
 from ..registry.shelf import Champion
 from ..registry.store import RegistryError
 from .answers import Prediction, PriceInterval
-from .guards import RateLimit, allowed
+from .guards import HostNames, RateLimit
+from .keys import ROLES, KeyRing, Role
 
 # %% ../../nbs/8_serving/04_service.ipynb #16452956
 logger = logging.getLogger(__name__)
@@ -177,8 +179,9 @@ class Service:
         self.judged = 0.0  # when it was made, in seconds since 1970
         self.judging = threading.Lock()
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
-        self.needs_key = bool(settings.api_keys.get_secret_value())
-        self.limiter = RateLimit(settings) if settings.rate_limit else None
+        self.keys = KeyRing(settings)
+        self.hosts = HostNames(settings)
+        self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
         self.in_progress = 0  # requests
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters
         self.pool = ThreadPoolExecutor(5, "housing")  # a thread a job, and one for `/metrics`
@@ -268,16 +271,41 @@ def service_of(
 
 
 Serve = Annotated[Service, Depends(service_of)]
-Key = Annotated[str | None, Header(alias="X-API-Key", include_in_schema=False)]
+_header = APIKeyHeader(
+    name="X-API-Key",
+    scheme_name="key",
+    description="A key has roles: "
+    + "; ".join(f"`{r}` to {may}" for r, may in ROLES.items())
+    + ".",
+    auto_error=False,
+)
+Key = Annotated[str | None, Security(_header)]
 
 
-def client(service: Serve, key: Key = None) -> None:
-    """Nothing, for a client that may ask; 401 otherwise."""
-    if service.needs_key and not allowed(key, service.settings.api_keys):
-        raise HTTPException(401, "Send a valid key in the header X-API-Key.")
+def admit(
+    service: Service,  # with the keys
+    key: str | None,  # as the request has it
+    role: Role,  # what is wanted
+) -> str:
+    """The name of who asks, empty where anyone may; raises `HTTPException` (401, 403)."""
+    given = (key or "").encode("latin-1")
+    name = service.keys.caller(given, role)
+    if name is not None:
+        return name
+    holder = service.keys.holder(given)
+    if holder is None:
+        challenge = {"WWW-Authenticate": 'APIKey header="X-API-Key"'}
+        raise HTTPException(401, "Send a valid key in the header X-API-Key.", challenge)
+    roles = ", ".join(sorted(holder.roles))
+    raise HTTPException(403, f"This takes a key with the role {role}; this one has {roles}.")
 
 
-def administrator(service: Serve, key: Key = None) -> None:
-    """Nothing, for a client that may administer; 403 otherwise."""
-    if not allowed(key, service.settings.admin_keys):
-        raise HTTPException(403, "Send an administration key (HOUSING_ADMIN_KEYS) in X-API-Key.")
+def needs(
+    role: Role,  # that a client must have
+) -> Any:
+    """A dependency of routes: the name of who asks, who has that role."""
+
+    def caller(service: Serve, key: Key = None) -> str:
+        return admit(service, key, role)
+
+    return Security(caller, scopes=[role])

@@ -80,7 +80,7 @@ def test_whatever_is_refused_is_counted_by_its_reason(home: Path) -> None:
             ("PUT", "/predict", {}, 405),
             ("POST", "/predict", {"json": {}}, 422),
             ("POST", "/feedback", {"content": b" " * 1001}, 413),
-            ("POST", "/admin/reload", {}, 403),
+            ("POST", "/admin/reload", {}, 401),
             ("POST", "/feedback", {"json": unknown}, 404),
         ]:
             answer = api.request(method, path, **options)

@@ -220,7 +220,7 @@ def test_without_a_log_it_says_so(serve: Callable[..., Any], visit: Any) -> None
 
 
 def test_it_asks_for_a_key_when_one_is_needed(serve: Callable[..., Any], visit: Any) -> None:
-    server = serve(HOUSING_API_KEYS="open-sesame")
+    server = serve(HOUSING_API_KEYS="another", HOUSING_HISTORY_KEYS="open-sesame")
     seen = visit(server)
     expect(seen.page.locator("#unlock")).to_be_visible()
     expect(seen.page.locator("#recent")).to_contain_text("X-API-Key")

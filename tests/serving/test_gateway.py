@@ -7,26 +7,10 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from houses import BODY, HOUSE, JSON, connected
-from processes import until
+from houses import BODY, HOUSE, JSON
 
 from housing_mlops.config import Settings
 from housing_mlops.serving.api import create_app
-
-
-def test_monitoring_and_administration_ask_for_keys(home: Path) -> None:
-    keyed = Settings(home=home, api_keys="old,new", admin_keys="root")
-    with TestClient(create_app(keyed)) as api:
-        until(connected(api))
-        for key, status in (("", 401), ("bad", 401), ("new", 200)):
-            answer = api.get("/monitoring/traffic", headers={"X-API-Key": key})
-            assert answer.status_code == status
-        assert api.get("/readyz").status_code == 200
-        for key, status in (("new", 403), ("root", 200)):
-            answer = api.post("/admin/reload", headers={"X-API-Key": key})
-            assert answer.status_code == status
-    with TestClient(create_app(Settings(home=home))) as api:
-        assert api.post("/admin/reload", headers={"X-API-Key": ""}).status_code == 403
 
 
 def test_a_client_that_asks_too_often_waits(home: Path) -> None:

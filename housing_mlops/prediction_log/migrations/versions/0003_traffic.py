@@ -7,8 +7,8 @@ noted in `upgrade_progress`, and done afterwards in bounded steps by `database.m
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 COPIED = {
     **{"model": sa.Text, "model_version": sa.Text, "predicted_us": sa.BigInteger},
