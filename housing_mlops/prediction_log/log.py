@@ -9,7 +9,7 @@ __all__ = ['logger', 'LogOptions', 'LogState', 'state_of', 'PredictionLog', 'tak
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -65,6 +65,8 @@ class LogState:
     duplicates: int  # rows that were there already
     quarantined: int  # rows in `refused.jsonl`
     retention: str = ""  # why nothing old is deleted; empty when it is, or nothing is asked for
+    doubt: str = ""  # why what is stored may not survive a power cut; empty when it does
+    folder: dict[str, int] = field(default_factory=dict)  # segments by state, and refused lines
 
 
 def state_of(
@@ -85,6 +87,12 @@ def state_of(
         replayed=carrier.replayed,
         duplicates=carrier.duplicates,
         quarantined=carrier.quarantine.rows,
+        doubt=carrier.database.doubt,
+        folder={
+            "own": sum(len(writer.segments) for writer in reader.writers),
+            **reader.survey.counts,
+            "refused": carrier.quarantine.lines,
+        },
         retention=carrier.housekeeping.stopped,
     )
 
