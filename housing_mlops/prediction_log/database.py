@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['metadata', 'predictions', 'feedback', 'traffic', 'progress', 'logger', 'identity', 'to_us', 'from_us',
-           'connect_sqlite', 'connect_postgresql', 'connect', 'NewerDatabase', 'changing', 'change_form', 'fill_step',
-           'migrate', 'downgrade', 'reason', 'reach', 'of_prediction', 'save_feedback', 'read_identity']
+           'connect_sqlite', 'connect_postgresql', 'connect', 'NewerDatabase', 'changing', 'alembic_config',
+           'change_form', 'knows_revision', 'fill_step', 'migrate', 'downgrade', 'reason', 'reach', 'of_prediction',
+           'save_feedback', 'read_identity']
 
 # %% ../../nbs/6_prediction_log/05_database.ipynb #eab58923
 import logging
@@ -15,14 +16,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
 from ..config import ConfigError, HousingError
 from .deadlines import Deadlines, extend
-from .record import FeedbackConflict, LogUnavailable, UnknownPrediction
+from housing_mlops.prediction_log.record import (
+    FeedbackConflict,
+    ForeignPrediction,
+    LogUnavailable,
+    UnknownPrediction,
+)
 from .traffic import count_statement
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 # %% ../../nbs/6_prediction_log/05_database.ipynb #93d85ece
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,6 +69,7 @@ predictions = sa.Table(
     sa.Column("route", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("features", sa.JSON, nullable=False),
+    sa.Column("client", sa.Text, nullable=False, server_default=""),
     sa.Index("predictions_time", "time_us", "id"),
     sa.Index("predictions_version_time", "model_version", "time_us", "id"),
 )
@@ -189,6 +199,22 @@ def changing(
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5064606)")
         yield connection
 
+# %% ../../nbs/6_prediction_log/05_database.ipynb #75aaa523
+def alembic_config() -> "Config":
+    """Where Alembic finds the migrations."""
+    from alembic.config import Config
+
+    config = Config()
+    scripts = Path(str(files("housing_mlops.prediction_log"))) / "migrations"
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    return config
+
+
+_UNKNOWN = (
+    "The prediction log at {} is not of a form that this version of housing_mlops knows ({}). "
+    "Use the newer version, or take its change back with that one: `housing-mlops log downgrade`."
+)
+
 
 def change_form(
     engine: sa.Engine,  # from `connect`
@@ -197,22 +223,29 @@ def change_form(
 ) -> None:
     """Have Alembic change the tables; raises `NewerDatabase` and what the database raises."""
     from alembic import command
-    from alembic.config import Config
     from alembic.util import CommandError
 
-    config = Config()
-    scripts = Path(str(files("housing_mlops.prediction_log"))) / "migrations"
-    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    config = alembic_config()
     with changing(engine) as connection:
         config.attributes["connection"] = connection
         try:
             getattr(command, how)(config, revision)
         except CommandError as error:
-            raise NewerDatabase(
-                f"The prediction log at {engine.url.render_as_string()} is not of a form that this "
-                f"version of housing_mlops knows ({error}). Use the newer version, or take its "
-                "change back with that one: `housing-mlops log downgrade`."
-            ) from error
+            raise NewerDatabase(_UNKNOWN.format(engine.url.render_as_string(), error)) from error
+
+
+def knows_revision(
+    revision: str,  # of a database, or of a copy of one
+    where: str,  # it is
+) -> None:
+    """Nothing, for a form that this version can bring up to date; raises `NewerDatabase`."""
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    try:
+        ScriptDirectory.from_config(alembic_config()).get_revision(revision)
+    except CommandError as error:
+        raise NewerDatabase(_UNKNOWN.format(where, error)) from error
 
 # %% ../../nbs/6_prediction_log/05_database.ipynb #5bfb9da2
 _STEP = 20_000  # rows
@@ -302,7 +335,8 @@ def of_prediction(
     """What stands of it beside its actual price; the row is locked, where the database can."""
     p = predictions.c
     copied = (p.id.label("prediction_id"), p.model, p.model_version, p.low, p.high)
-    values = sa.select(*copied, p.time_us.label("predicted_us"), p.price.label("predicted"))
+    more = (p.time_us.label("predicted_us"), p.price.label("predicted"), p.client)
+    values = sa.select(*copied, *more)
     return values.where(p.id == prediction_id).with_for_update()
 
 
@@ -312,15 +346,19 @@ def save_feedback(
     price: float,  # the actual price, in the target's unit
     at: datetime | None = None,  # when the house was sold; now by default
     replace: bool = False,  # whether an earlier, different price gives way
+    client: str | None = None,  # who reports, where that is who has to have asked
 ) -> Literal["stored", "unchanged", "replaced"]:
-    """What became of it; raises `UnknownPrediction`, `FeedbackConflict`, `LogUnavailable`."""
+    """What became of it; raises an error of [the records](01_record.ipynb)."""
     now = time.time_ns() // 1000
     row = {"price": price, "time_us": now if at is None else to_us(at), "reported_us": now}
     mine = feedback.c.prediction_id == prediction_id
     with reach(engine, writing=True) as connection:
-        copied = connection.execute(of_prediction(prediction_id)).mappings().first()
-        if copied is None:
+        found = connection.execute(of_prediction(prediction_id)).mappings().first()
+        if found is None:
             raise UnknownPrediction(f"No prediction has the id {prediction_id!r}.")
+        copied = dict(found)
+        if copied.pop("client") != client and client is not None:
+            raise ForeignPrediction(f"Another client asked for {prediction_id}, and may report it.")
         old = connection.scalar(sa.select(feedback.c.price).where(mine))
         if old is None:
             connection.execute(feedback.insert().values(**copied, **row))

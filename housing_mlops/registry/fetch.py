@@ -57,7 +57,7 @@ def get_json(
         return answer
     raise RegistryError(f"What answers at {settings.tracking}{path} is no MLflow.")
 
-# %% ../../nbs/5_registry/04_fetch.ipynb #948683a6
+# %% ../../nbs/5_registry/04_fetch.ipynb #c72d833e
 @dataclass(frozen=True)
 class RegisteredVersion:
     """What fetching needs to know of a version."""
@@ -79,7 +79,7 @@ def read_version(
     except (KeyError, TypeError, AttributeError) as error:
         raise RegistryError(f"MLflow at {settings.tracking} left out {error}.") from None
 
-
+# %% ../../nbs/5_registry/04_fetch.ipynb #948683a6
 def ask_server(
     settings: Settings,  # tracking server and the model's name
     deadline: Deadline,  # of all that is asked
@@ -135,12 +135,6 @@ def locate(
     return ask_store(settings, alias, version)
 
 # %% ../../nbs/5_registry/04_fetch.ipynb #7463cc0f
-PROXIED = re.compile(
-    r"(/(?!\.\.?(/|$))[A-Za-z0-9._+=@~-]+)+/?"
-)  # path of a `mlflow-artifacts:` URI
-HERE = ("localhost", "127.0.0.1", "::1")
-
-
 def copy_file(
     source: Path,  # on this machine
     target: Path,  # to write
@@ -155,6 +149,12 @@ def copy_file(
     except (OSError, ValueError) as error:
         raise RegistryError(f"{source} cannot be read: {error}.") from None
     target.write_bytes(content)
+
+# %% ../../nbs/5_registry/04_fetch.ipynb #010ed2de
+PROXIED = re.compile(
+    r"(/(?!\.\.?(/|$))[A-Za-z0-9._+=@~-]+)+/?"
+)  # path of a `mlflow-artifacts:` URI
+HERE = ("localhost", "127.0.0.1", "::1")
 
 
 def fetch_files(
@@ -268,7 +268,7 @@ def from_registry(
             problem = str(error)
     return Champion(found.version, folder, problem)
 
-
+# %% ../../nbs/5_registry/04_fetch.ipynb #b3c73ce7
 def from_shelf(
     settings: Settings,  # cache folder and the model's name
     problem: str = "",  # why the registry's is not taken
@@ -284,7 +284,7 @@ def from_shelf(
     told = f"{problem} Version {cached.version} is served from the cache." if problem else ""
     return Champion(cached.version, cached.folder, told)
 
-
+# %% ../../nbs/5_registry/04_fetch.ipynb #d03087c8
 def fetch_champion(
     settings: Settings,  # tracking store, model's name and cache folder
     spare: Path | None = None,  # a folder for bundles when the shelf cannot be written
@@ -293,7 +293,8 @@ def fetch_champion(
     """The bundle to serve, or none; raises `RegistryError` or `BundleError` when none can be had."""
     if not settings.tracking.startswith("http"):
         return from_shelf(settings)
-    short = hurry and cached_champion(settings) is not None
+    cached = cached_champion(settings)
+    short = hurry and cached is not None and stands(cached.folder)
     deadline = Deadline.after(
         settings.registry_timeout_s if short else settings.registry_deadline_s
     )

@@ -134,7 +134,7 @@ class TimedHandler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         kind = timed(http.client.HTTPSConnection, self.deadline)
         return self.do_open(kind, req, context=self.tls)
 
-
+# %% ../../nbs/5_registry/03_transport.ipynb #0ca1b216
 class AnyStatus(urllib.request.HTTPErrorProcessor):
     """Hands every answer on, whatever its status: so no redirect is followed either."""
 
@@ -226,7 +226,7 @@ def refuse(
         text += f" and points to {shown(where)}, where nobody is sent: set HOUSING_TRACKING_URI"
     return RegistryError(f"{text}.")
 
-
+# %% ../../nbs/5_registry/03_transport.ipynb #2163b47a
 def get(
     settings: Settings,  # where the registry is
     path: str,  # below its address

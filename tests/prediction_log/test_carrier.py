@@ -55,11 +55,12 @@ def test_a_body_with_tabs_and_line_ends_is_a_record_like_any_other(
     url: str, start: Callable[..., PredictionLog]
 ) -> None:
     log = start(url)
-    line = record().rpartition(b"\t")[0] + b'\t{\n\t"RM":\t6.5\r\n}'
+    line = b"\t".join([*record().split(b"\t")[:10], b'{\n\t"RM":\t6.5\r\n}', b"shop"])
     log.journal.append_many([record(), line, record()])
     assert log.flush(30)
     rows = {row.id: row for row in read_page(log.engine).rows}
     assert len(rows) == 3 and rows[id_of(line)].features == {"RM": 6.5}
+    assert rows[id_of(line)].client == "shop"
     assert log.state.quarantined == 0
 
 

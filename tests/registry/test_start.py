@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from processes import ask, until
 from registries import ALIAS, FILES, Registry
-from test_faults import FAULTS, OK
+from test_misbehaviour import FAULTS, OK
 
 from housing_mlops.config import Settings
 from housing_mlops.data.table import Table
