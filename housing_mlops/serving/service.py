@@ -198,8 +198,7 @@ class Service:
     def ready(self) -> Model:
         """The model in use; raises `NoModel`."""
         if self.model is None:
-            reason = self.champion.problem or "still starting"
-            raise NoModel(f"No model to price with: {reason}.")
+            raise NoModel(f"No model to price with: {self.champion.problem or 'still starting'}.")
         return self.model
 
     def conclude(
