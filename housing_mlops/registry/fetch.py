@@ -293,7 +293,8 @@ def fetch_champion(
     """The bundle to serve, or none; raises `RegistryError` or `BundleError` when none can be had."""
     if not settings.tracking.startswith("http"):
         return from_shelf(settings)
-    short = hurry and cached_champion(settings) is not None
+    cached = cached_champion(settings)
+    short = hurry and cached is not None and stands(cached.folder)
     deadline = Deadline.after(
         settings.registry_timeout_s if short else settings.registry_deadline_s
     )

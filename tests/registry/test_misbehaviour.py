@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from registries import ALIAS, FILES, WHERE, Answer, Raw, Registry, in_time, running
@@ -16,7 +17,7 @@ from housing_mlops.model.bundle import INFO, MODEL, REFERENCE
 from housing_mlops.registry import fetch
 from housing_mlops.registry.fetch import fetch_champion, fetch_version
 from housing_mlops.registry.shelf import cached_champion, install_bundle
-from housing_mlops.registry.store import bundle_digest
+from housing_mlops.registry.store import bundle_digest, find_version
 from housing_mlops.serving.service import ChampionWatch
 
 pytestmark = pytest.mark.fault
@@ -354,6 +355,20 @@ def test_a_login_reaches_its_server_and_no_other(
         assert not other.requests
 
 
+def test_mlflows_own_client_takes_no_login_elsewhere(
+    registry: Registry, serving: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
+    with running("127.0.0.2") as other:
+        where = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {other.address}{ALIAS}\r\n"
+        registry.answers[ALIAS] = raw(where.encode() + b"Content-Length: 0\r\n\r\n")
+        with pytest.raises(HousingError):
+            find_version(serving, "champion")
+        assert registry.requests[0][1] == "Bearer s3cret"
+        assert not [login for _, login in other.requests if login]
+
+
 def test_a_login_in_the_address_is_used(
     registry: Registry, serving: Settings, bundles: dict[str, Path]
 ) -> None:
@@ -379,6 +394,25 @@ def test_what_a_stranger_says_is_short_and_printable(registry: Registry, serving
     with pytest.raises(HousingError, match="PERMISSION_DENIED") as raised:
         fetch_champion(serving)
     assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+
+
+def test_a_start_whose_champion_is_damaged_has_the_time_that_a_fetch_needs(
+    registry: Registry, serving: Settings, bundles: dict[str, Path]
+) -> None:
+    damage(install_bundle(bundles["LinearRegression"], "1", serving) / MODEL, "changed")
+    registry.hold(bundles["Ridge"], "2")
+    graph = (bundles["Ridge"] / MODEL).read_bytes()
+
+    def late(file: BinaryIO) -> None:
+        registry.over.wait(1)
+        file.write(OK + b"\r\n" + graph)
+
+    registry.answers[f"{FILES}/{MODEL}"] = late
+    watch = ChampionWatch(
+        serving.model_copy(update={"registry_timeout_s": 0.5, "registry_deadline_s": 60})
+    )
+    model = watch.load()
+    assert model is not None and model.version == "2", watch.problem
 
 
 def test_a_start_with_a_champion_waits_no_longer_than_for_one_answer(
