@@ -115,8 +115,8 @@ def test_it_shows_the_numbers_of_the_log(serve: Callable[..., Any], visit: Any) 
 
     seen.page.locator("#traffic svg").hover()
     expect(seen.page.locator("#tip")).to_contain_text("predictions")
-    seen.page.locator("#minutes").select_option("15")
-    expect(seen.page.locator("#traffic-unit")).to_contain_text("per 15 s")
+    seen.page.locator("#minutes").select_option("360")
+    expect(seen.page.locator("#traffic-unit")).to_contain_text("per 6 minutes")
     assert seen.errors == [] and seen.strangers() == []
 
 

@@ -137,7 +137,7 @@ function drawTraffic() {
   const { body, fault } = said.traffic;
   if (fault) return [$("traffic"), $("latency")].forEach((b) => b.replaceChildren(note(fault, true)));
   const { slices, slice_s: length } = body;
-  $("traffic-unit").textContent = `predictions per ${length % 60 ? `${length} s` : length === 60 ? "minute" : `${number(length / 60)} minutes`}, UTC`;
+  $("traffic-unit").textContent = `predictions per ${length === 60 ? "minute" : `${number(length / 60)} minutes`}, UTC`;
   if (!slices.some((s) => s.count)) {
     return [$("traffic"), $("latency")].forEach((b) => b.replaceChildren(note("No prediction in this time.")));
   }
