@@ -52,7 +52,7 @@ def writer_names(
 # %% ../../nbs/6_prediction_log/16_adoption.ipynb #f1b4aa3e
 Trouble = Literal["strange", "damaged", "empty", "unreadable"]
 _FORMAT_1 = b"housing-journal 1\n"  # which named no database
-_LATER = re.compile(rb"^housing-journal [1-9]\d*\s")
+_LATER = re.compile(rb"^housing-journal (?!2\s)[1-9]\d*\s")
 
 
 def open_segment(
