@@ -117,7 +117,7 @@ class Survey:
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dead_bytes"}
         return {k: v if isinstance(v, int) else len(v) for k, v in found.items()}
 
-
+# %% ../../nbs/6_prediction_log/16_adoption.ipynb #82329f31
 def claim(
     writer: Writer,  # of a dead process, its lock held
     paths: Iterable[Path],  # of its segments

@@ -198,8 +198,7 @@ class Service:
     def ready(self) -> Model:
         """The model in use; raises `NoModel`."""
         if self.model is None:
-            reason = self.champion.problem or "still starting"
-            raise NoModel(f"No model to price with: {reason}.")
+            raise NoModel(f"No model to price with: {self.champion.problem or 'still starting'}.")
         return self.model
 
     def conclude(
@@ -220,9 +219,9 @@ class Service:
         """Nothing, once all answers are kept as `durability` has it; raises `JournalError`."""
         if self.log is not None:
             now = time.time_ns() // 1000
-            pairs = zip(answers, houses, strict=True)
-            records = [to_record(a, house, now, route, request_id, client) for a, house in pairs]
-            self.log.journal.append_many([encode_record(record) for record in records])
+            told, pairs = (now, route, request_id, client), zip(answers, houses, strict=True)
+            records = [encode_record(to_record(a, house, *told)) for a, house in pairs]
+            self.log.journal.append_many(records)
             await self.log.flusher.wait()
         for answer in answers:
             self.counters.version(answer.model_version).add(answer.prediction)
