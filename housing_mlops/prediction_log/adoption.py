@@ -52,7 +52,7 @@ def writer_names(
 # %% ../../nbs/6_prediction_log/16_adoption.ipynb #f1b4aa3e
 Trouble = Literal["strange", "damaged", "empty", "unreadable"]
 _FORMAT_1 = b"housing-journal 1\n"  # which named no database
-_LATER = re.compile(rb"^housing-journal [1-9]\d*\s")
+_LATER = re.compile(rb"^housing-journal (?!2\s)[1-9]\d*\s")
 
 
 def open_segment(
@@ -117,7 +117,7 @@ class Survey:
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dead_bytes"}
         return {k: v if isinstance(v, int) else len(v) for k, v in found.items()}
 
-
+# %% ../../nbs/6_prediction_log/16_adoption.ipynb #82329f31
 def claim(
     writer: Writer,  # of a dead process, its lock held
     paths: Iterable[Path],  # of its segments

@@ -66,7 +66,7 @@ def encode_refused(
         lines += json.dumps({"time": now, "reason": why, "record": text}).encode() + b"\n"
     return lines
 
-
+# %% ../../nbs/6_prediction_log/08_quarantine.ipynb #4185f08d
 class Quarantine:
     """The file of what is refused, beside the journal."""
 

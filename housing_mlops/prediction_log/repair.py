@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..files import flush, replace_file
 from .adoption import adopt
 from .quarantine import Quarantine, locked
-from .record import Record, new_id, untab_features
+from .record import Record, untab_features
 from housing_mlops.prediction_log.segment import (
     HEADER,
     Origin,
-    begin_segment,
     flips,
     flush_segment,
     frame,
     read_header,
     unframe,
 )
-from .writer import hold_lock
+from .writer import hold_lock, new_writer
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -79,10 +78,11 @@ def rewrite_segment(
     records, damaged = read_records(path.read_bytes())
     if records:
         data = b"".join(map(frame, records))
-        segment = begin_segment(path.parent / f"{new_id()}-000001.journal", len(data), origin)
+        writer = new_writer(path.parent)  # whose lock keeps a server from half of it
+        segment = writer.begin(len(data), origin)
         segment.append(data)
         flush_segment(segment)
-        segment.close()
+        writer.release()
     Quarantine(path.parent).add([(line, "damaged: the checksum is wrong") for line in damaged])
     path.unlink()
     flush(path.parent)

@@ -110,9 +110,7 @@ class Segment:
     limit: int = 0  # how large it may become; 0: it takes no more
     born: float = 0.0  # when it was begun, on the monotonic clock
     closed: bool = False  # nothing will be appended any more
-    spoilt: bool = (
-        False  # nothing may be appended: a torn line at the end, or a file without a name
-    )
+    spoilt: bool = False  # takes no more: a torn line at its end, or a file without a name
     flushed: int = 0  # bytes that are on disk, whatever becomes of the machine
     in_use: threading.Lock = field(default_factory=threading.Lock)  # held to flush, and to close
 

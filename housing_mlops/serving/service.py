@@ -219,9 +219,9 @@ class Service:
         """Nothing, once all answers are kept as `durability` has it; raises `JournalError`."""
         if self.log is not None:
             now = time.time_ns() // 1000
-            pairs = zip(answers, houses, strict=True)
-            records = [to_record(a, house, now, route, request_id, client) for a, house in pairs]
-            self.log.journal.append_many([encode_record(record) for record in records])
+            told, pairs = (now, route, request_id, client), zip(answers, houses, strict=True)
+            records = [encode_record(to_record(a, house, *told)) for a, house in pairs]
+            self.log.journal.append_many(records)
             await self.log.flusher.wait()
         for answer in answers:
             self.counters.version(answer.model_version).add(answer.prediction)

@@ -36,13 +36,13 @@ def test_a_dead_neighbours_records_go_to_its_own_database(
     log = start(ours)
     mine = append(log, 10)
     assert log.flush(30)
-    until(lambda: log.reader.survey.strange)
+    until(lambda: log.reader.inherited.survey.strange)
     once(log.engine, mine)
     assert len(list(folder.glob("*.journal"))) == 2
     again = start(theirs)
     until(lambda: again.state.replayed == 500)
     once(again.engine, ids)
-    until(lambda: not log.reader.survey.strange)
+    until(lambda: not log.reader.inherited.survey.strange)
 
 
 def test_the_same_database_under_another_url_is_the_same(
@@ -64,7 +64,7 @@ def test_another_database_under_the_same_url_is_another(
     for path in tmp_path.glob("predictions.db*"):
         path.unlink()
     log = start(sqlite_url)
-    until(lambda: log.reader.survey.strange)
+    until(lambda: log.reader.inherited.survey.strange)
     assert stored(log.engine) == []
 
 
@@ -74,7 +74,7 @@ def test_records_of_a_database_that_was_never_reached_go_by_its_address(
     url = f"sqlite:///{tmp_path}/later/predictions.db"
     ids = dead(start(url), 50)
     other = start(f"sqlite:///{tmp_path}/other.db")
-    until(lambda: other.reader.survey.strange)
+    until(lambda: other.reader.inherited.survey.strange)
     (tmp_path / "later").mkdir()
     log = start(url)
     until(lambda: log.state.replayed == 50)
@@ -113,10 +113,10 @@ def test_a_lock_of_another_user_stops_nothing_but_its_own_journal(
         log = start(sqlite_url)
         until(lambda: log.state.replayed == 20)
         once(log.engine, {*map(id_of, lines)})
-        until(lambda: log.reader.survey.unreadable)
+        until(lambda: log.reader.inherited.survey.unreadable)
         assert caplog.text.count("is unreadable") == 1
     until(lambda: log.state.replayed == 21)
-    until(lambda: not log.reader.survey.unreadable)
+    until(lambda: not log.reader.inherited.survey.unreadable)
 
 
 def test_what_a_writer_leaves_beside_its_segments_is_counted_as_long_as_it_is_there(
@@ -128,10 +128,10 @@ def test_what_a_writer_leaves_beside_its_segments_is_counted_as_long_as_it_is_th
     reader = heir(folder)
     for _ in range(2):
         reader.adopt()
-        assert reader.survey.empty == {empty}
+        assert reader.inherited.survey.empty == {empty}
     empty.unlink()
     reader.adopt()
-    assert not reader.survey.empty
+    assert not reader.inherited.survey.empty
     assert drain(reader)[0] == [b"one"]
 
 

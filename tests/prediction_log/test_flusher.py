@@ -173,7 +173,12 @@ def test_a_copied_block_image_has_what_was_promised(disk: BlockImage, level: str
     assert log is not None
     log.start(30)
     left = (home / "journal").glob  # a name may be on disk before its content: that is told
-    until(lambda: {*left("*.journal")} <= log.reader.survey.empty and not log.reader.backlog.rows)
+    until(
+        lambda: (
+            {*left("*.journal")} <= log.reader.inherited.survey.empty
+            and not log.reader.backlog.rows
+        )
+    )
     found = stored(log.engine)
     log.close()
     assert len(found) == len(set(found))

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from housing_mlops.cli import app
 from housing_mlops.monitoring.health import check_log
+from housing_mlops.prediction_log.adoption import adopt
 from housing_mlops.prediction_log.log import PredictionLog
 from housing_mlops.prediction_log.quarantine import Quarantine
-from housing_mlops.prediction_log.segment import Origin, frame, header
+from housing_mlops.prediction_log.repair import rewrite_segment
+from housing_mlops.prediction_log.segment import Origin, Segment, frame, header
 
 pytestmark = pytest.mark.fault
 
@@ -37,7 +39,7 @@ def test_everything_in_the_folder_is_counted_and_comes_back(
     folder: Path, sqlite_url: str, start: Callable[..., PredictionLog], run: Callable[..., str]
 ) -> None:
     lines = [record() for _ in range(300)]
-    theirs = header(Origin("another database", "another place"))
+    theirs = header(Origin("c0c0", "9e07"))
     left_behind(folder, []).write_bytes(theirs + b"".join(map(frame, lines[:100])))
     left_behind(folder, []).write_bytes(b"?" * 90 + b"\n" + b"".join(map(frame, lines[100:200])))
     left_behind(folder, []).write_bytes(b"")
@@ -133,3 +135,26 @@ def test_a_postgresql_that_commits_before_it_flushes_is_told(
         connection.exec_driver_sql(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
     assert "synchronous_commit" in start(postgres_url).state.doubt
     assert start(postgres_url, durability="process").state.doubt == ""
+
+
+def test_a_server_that_looks_during_a_repair_takes_no_half_of_a_segment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [record() for _ in range(10)]
+    theirs = Origin("c0c0")
+    path = left_behind(folder, [])
+    path.write_bytes(header(theirs) + b"".join(map(frame, lines)))
+    ours, real, looks = Origin("b7e4"), Segment.append, []
+
+    def append(segment: Segment, data: bytes) -> None:
+        if frame(lines[0]) in data:  # the header stands already
+            looks.append(adopt(folder, (), ours)[0])
+        real(segment, data)
+
+    monkeypatch.setattr(Segment, "append", append)
+    assert rewrite_segment(path, ours) == 10
+    assert looks == [[]]
+    [writer], _ = adopt(folder, (), ours)
+    batch = writer.next_batch()
+    assert batch is not None and batch.records == lines
+    writer.release()

@@ -32,7 +32,7 @@ def test_what_is_no_segment_is_told_and_kept(
     assert drain(reader) == ([b"one"], [])
     reader.adopt()
     found = {"foreign": 1, "strange": 1, "damaged": 1, "empty": 2}
-    assert reader.survey.counts == {"waiting": 0, "unreadable": 0, **found}
+    assert reader.inherited.survey.counts == {"waiting": 0, "unreadable": 0, **found}
     reader.close()
     names = sorted(p.name for p in folder.iterdir())
     assert len(names) == 6 and "README.txt" in names
