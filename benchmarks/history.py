@@ -39,6 +39,28 @@ SOLD = """
 INSERT INTO feedback SELECT id, price + (latency_ms - 0.35) * 20, time_us, time_us
 FROM predictions WHERE {tenth}
 """
+# What the former version asked for, over all rows.
+FORMER = {
+    "live error, as /metrics and the page asked": """
+SELECT model, model_version, count(*), avg(abs(error)), avg(error * error), avg(error),
+       avg(within), max(time_us)
+FROM (SELECT p.model, p.model_version, p.time_us, p.price - f.price AS error,
+             CASE WHEN f.price BETWEEN p.low AND p.high THEN 1.0 ELSE 0.0 END AS within,
+             row_number() OVER (PARTITION BY p.model, p.model_version
+                                ORDER BY p.time_us DESC, p.id) AS rank
+      FROM predictions p JOIN feedback f ON f.prediction_id = p.id) AS errors
+GROUP BY model, model_version""",
+    "traffic?minutes=100000&slices=500": """
+SELECT slot, count(*), avg(latency_ms), min(CASE WHEN rank * 20 >= size * 19 THEN latency_ms END),
+       max(latency_ms), avg(price)
+FROM (SELECT time_us / 12000000000 AS slot, latency_ms, price,
+             row_number() OVER (PARTITION BY time_us / 12000000000 ORDER BY latency_ms) AS rank,
+             count(*) OVER (PARTITION BY time_us / 12000000000) AS size
+      FROM predictions) AS ranked
+GROUP BY slot""",
+    "finding 1,000 to delete by count": """
+SELECT time_us, id FROM predictions ORDER BY time_us DESC, id DESC LIMIT 1 OFFSET {kept}""",
+}
 DIALECTS = {
     "sqlite": {
         "id": "printf('%08x-%04x-7000-8000-%012x', at / 65536000, at / 1000 % 65536, i)",
@@ -136,6 +158,14 @@ def ask_pages(url: str, home: Path, engine: sa.Engine) -> None:
         print(f"memory: {more / 1024:.0f} MB more than before the first page")
 
 
+def ask_formerly(engine: sa.Engine, rows: int) -> None:
+    """The statements of the former version, once each: some take a minute and more."""
+    with engine.connect() as connection:
+        for name, statement in FORMER.items():
+            asked = statement.format(kept=int(0.8 * rows))
+            told(f"before: {name}", timed(lambda a=asked: connection.exec_driver_sql(a).all(), 1))
+
+
 def write(engine: sa.Engine, rows: int, days: float) -> None:
     """Storing new records, and deleting old ones by both bounds."""
     now = time.time_ns() // 1000
@@ -156,12 +186,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--days", type=float, default=60, help="over which they are spread")
     parser.add_argument("--url", default="", help="an empty database; default: a SQLite file")
+    parser.add_argument("--before", action="store_true", help="what the former version took, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="housing-bench-") as folder:
         url = args.url or f"sqlite:///{folder}/predictions.db"
         engine = connect(url, timeout_s=3600)
         [made] = timed(lambda: fill(engine, args.rows, args.days), 1)
-        print(f"{args.rows:,} predictions in {engine.dialect.name}, made in {made:.0f} s")
+        print(
+            f"{args.rows:,} predictions in {engine.dialect.name}, made in {made:.0f} s", flush=True
+        )
+        if args.before:
+            ask_formerly(engine, args.rows)
         [upgraded] = timed(lambda: migrate(engine), 1)
         print(f"brought up to date in {upgraded:.1f} s, while records would wait in the journal\n")
         print(f"{'milliseconds':<52}{'first':>10}{'best':>10}")

@@ -6,7 +6,7 @@
 __all__ = ['app', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'promote', 'rollback', 'shared_counters', 'serve', 'up', 'make_key', 'list_keys', 'remove_keys',
            'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'log_engine', 'backup_log', 'restore_log',
-           'prune_log', 'upgrade_log', 'downgrade_log', 'report']
+           'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from housing_mlops.model.inference import Model
+    from housing_mlops.prediction_log.log import PredictionLog
 
 # %% ../nbs/cli.ipynb #042a481f
 class Commands(typer.core.TyperGroup):
@@ -444,7 +445,9 @@ def drift(
 
 # %% ../nbs/cli.ipynb #f0cc7af7
 log_commands = typer.Typer(
-    cls=Commands, no_args_is_help=True, help="Copy, restore, prune and upgrade the prediction log."
+    cls=Commands,
+    no_args_is_help=True,
+    help="Copy, restore, prune, upgrade and repair the prediction log.",
 )
 app.add_typer(log_commands, name="log")
 
@@ -538,6 +541,57 @@ def downgrade_log(
     with log_engine() as engine:
         downgrade(engine, revision)
     typer.echo(f"The log has the form of revision {revision}.")
+
+# %% ../nbs/cli.ipynb #9e5fba39
+def reach_log(
+    settings: Settings,  # where the prediction log is
+) -> "PredictionLog":
+    """The log, its thread not running, its database migrated; raises `HousingError`."""
+    from housing_mlops.prediction_log.database import reason
+    from housing_mlops.prediction_log.log import open_log
+
+    found = open_log(settings)
+    if found is None:
+        raise HousingError("Predictions are not logged: HOUSING_LOG is off.")
+    try:
+        found.database.prepare()
+    except Exception as error:
+        raise HousingError(f"The prediction log cannot be reached: {reason(error)}.") from None
+    found.journal.rotation.know(found.database.identity)
+    return found
+
+
+@log_commands.command("show")
+def show_log() -> None:
+    """List what was accepted and is in no database: segments by state, and refused records."""
+    from housing_mlops.prediction_log.repair import list_folder
+
+    found = reach_log(read_settings())
+    folder = found.journal.folder
+    typer.echo(f"{folder}, for the database {found.database.identity}")
+    typer.echo(
+        format_table(list_folder(folder, found.journal.rotation.origin) if folder.exists() else [])
+    )
+
+
+@log_commands.command("repair")
+def repair_log(
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; else only tell.")] = False,
+    strangers: Annotated[
+        bool, typer.Option("--strangers", help="Put another database's records into this one too.")
+    ] = False,
+) -> None:
+    """Put back what does not get into the database by itself; tells what it would do."""
+    from housing_mlops.prediction_log import repair
+
+    found = reach_log(read_settings())
+    try:
+        rows = repair.repair(found, strangers, apply)
+    except OSError as error:
+        raise HousingError(f"The journal's folder cannot be repaired: {error}.") from None
+    typer.echo(format_table([row._asdict() for row in rows]))
+    if rows and not apply:
+        typer.echo("Nothing was done: --apply does it.")
 
 # %% ../nbs/cli.ipynb #a4b14cc5
 @app.command()

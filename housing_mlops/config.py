@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
-           'DataSettings', 'NotebookSettings', 'RegistrySettings', 'ServerSettings', 'AccessSettings',
+           'DataSettings', 'NotebookSettings', 'RegistrySettings', 'ServerSettings', 'KeySettings', 'AccessSettings',
            'MonitoringSettings', 'LogSettings', 'Settings', 'unknown_settings', 'read_settings', 'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
@@ -180,14 +180,9 @@ class ServerSettings(SettingsGroup):
         description="Time a client may take to send a request, or stand still while it reads.",
     )
 
-# %% ../nbs/00_config.ipynb #8c76bb0f
-def _networks(text: str) -> list[IPv4Network | IPv6Network]:
-    """The networks in a comma-separated list; raises `ValueError`."""
-    return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
-
-
-class AccessSettings(SettingsGroup):
-    """Who may ask the API, how often, and which requests are logged."""
+# %% ../nbs/00_config.ipynb #1be9ccee
+class KeySettings(SettingsGroup):
+    """Which keys there are, and whether there have to be any."""
 
     api_keys: SecretStr = Field(
         SecretStr(""), description="Comma-separated keys that may ask for prices."
@@ -210,6 +205,16 @@ class AccessSettings(SettingsGroup):
     published: str = Field(
         "", description="Address that a container's port is published on; empty: HOUSING_HOST."
     )
+
+# %% ../nbs/00_config.ipynb #8c76bb0f
+def _networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """The networks in a comma-separated list; raises `ValueError`."""
+    return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+
+
+class AccessSettings(SettingsGroup):
+    """From where the API may be asked, how often, and which requests are logged."""
+
     hosts: str = Field(
         "", description="Comma-separated host names of the API, such as api.example.com, *.corp."
     )
@@ -293,6 +298,7 @@ class Settings(  # pydantic reads the fields of the last base first
     LogSettings,
     MonitoringSettings,
     AccessSettings,
+    KeySettings,
     ServerSettings,
     RegistrySettings,
     NotebookSettings,

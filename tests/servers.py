@@ -49,7 +49,7 @@ class Postgres:
         assert done.returncode == 0, f"{program} failed, see {self.folder / 'log'}"
 
     def start(self) -> None:
-        options = f"-k {self.folder} -c listen_addresses='' -c fsync=off"
+        options = f"-k {self.folder} -c listen_addresses=''"
         log = str(self.folder / "log")
         self.run("pg_ctl", "start", "-w", "-D", f"{self.folder}/data", "-l", log, "-o", options)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'Histogram', 'Prices', 'Counters', 'save_counters', 'load_counters', 'other_workers', 'gather',
-           'load_log_state', 'merge_log_states', 'gather_log']
+           'load_log_state', 'merge_folders', 'merge_log_states', 'gather_log']
 
 # %% ../../nbs/7_monitoring/05_counters.ipynb #4ec81b73
 import json
@@ -212,6 +212,16 @@ def load_log_state(
         return None
 
 
+def merge_folders(
+    folders: list[dict[str, int]],  # the journal's, as each worker that runs sees it
+) -> dict[str, int]:
+    """One count: each sees its own segments, and all see the rest."""
+    if not any(folders):
+        return {}
+    own, seen = sum(f.get("own", 0) for f in folders), max(folders, key=len)
+    return {**seen, "own": own, "waiting": max(0, seen["own"] + seen["waiting"] - own)}
+
+
 def merge_log_states(
     living: list[LogState],  # of workers that run
     every: list[LogState],  # of these and of those that ran
@@ -224,6 +234,8 @@ def merge_log_states(
         error=next((state.error for state in living if state.error), ""),
         journal_error=next((state.journal_error for state in living if state.journal_error), ""),
         retention=next((state.retention for state in living if state.retention), ""),
+        doubt=next((state.doubt for state in living if state.doubt), ""),
+        folder=merge_folders([state.folder for state in living]),
         **{name: sum(getattr(state, name) for state in living) for name in now},
         **{name: sum(getattr(state, name) for state in every) for name in ever},
     )

@@ -237,6 +237,11 @@ def log_metrics(
         yield counter_family(f"housing_records_{fate}", f"Prediction records {fate}.", "", count)
     up = float(log.connected)
     yield gauge_family("housing_database_up", "1 when the log's database answers.", [], [([], up)])
+    segments = [([s], float(count)) for s, count in log.folder.items() if s != "refused"]
+    text, name = "Files in the journal's folder, by what they are.", "housing_journal_segments"
+    yield gauge_family(name, text, ["state"], segments)
+    lines, name = float(log.folder.get("refused", 0)), "housing_journal_refused"
+    yield gauge_family(name, "Records in refused.jsonl.", [], [([], lines)])
     stopped, name = float(bool(log.retention)), "housing_retention_stopped"
     yield gauge_family(name, "1 when too much is due to be deleted.", [], [([], stopped)])
 

@@ -22,7 +22,12 @@ import sqlalchemy as sa
 
 from ..config import ConfigError, HousingError
 from .deadlines import Deadlines, extend
-from .record import FeedbackConflict, LogUnavailable, UnknownPrediction
+from housing_mlops.prediction_log.record import (
+    FeedbackConflict,
+    ForeignPrediction,
+    LogUnavailable,
+    UnknownPrediction,
+)
 from .traffic import count_statement
 
 if TYPE_CHECKING:
@@ -64,6 +69,7 @@ predictions = sa.Table(
     sa.Column("route", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("features", sa.JSON, nullable=False),
+    sa.Column("client", sa.Text, nullable=False, server_default=""),
     sa.Index("predictions_time", "time_us", "id"),
     sa.Index("predictions_version_time", "model_version", "time_us", "id"),
 )
@@ -329,7 +335,8 @@ def of_prediction(
     """What stands of it beside its actual price; the row is locked, where the database can."""
     p = predictions.c
     copied = (p.id.label("prediction_id"), p.model, p.model_version, p.low, p.high)
-    values = sa.select(*copied, p.time_us.label("predicted_us"), p.price.label("predicted"))
+    more = (p.time_us.label("predicted_us"), p.price.label("predicted"), p.client)
+    values = sa.select(*copied, *more)
     return values.where(p.id == prediction_id).with_for_update()
 
 
@@ -339,15 +346,19 @@ def save_feedback(
     price: float,  # the actual price, in the target's unit
     at: datetime | None = None,  # when the house was sold; now by default
     replace: bool = False,  # whether an earlier, different price gives way
+    client: str | None = None,  # who reports, where that is who has to have asked
 ) -> Literal["stored", "unchanged", "replaced"]:
-    """What became of it; raises `UnknownPrediction`, `FeedbackConflict`, `LogUnavailable`."""
+    """What became of it; raises an error of [the records](01_record.ipynb)."""
     now = time.time_ns() // 1000
     row = {"price": price, "time_us": now if at is None else to_us(at), "reported_us": now}
     mine = feedback.c.prediction_id == prediction_id
     with reach(engine, writing=True) as connection:
-        copied = connection.execute(of_prediction(prediction_id)).mappings().first()
-        if copied is None:
+        found = connection.execute(of_prediction(prediction_id)).mappings().first()
+        if found is None:
             raise UnknownPrediction(f"No prediction has the id {prediction_id!r}.")
+        copied = dict(found)
+        if copied.pop("client") != client and client is not None:
+            raise ForeignPrediction(f"Another client asked for {prediction_id}, and may report it.")
         old = connection.scalar(sa.select(feedback.c.price).where(mine))
         if old is None:
             connection.execute(feedback.insert().values(**copied, **row))

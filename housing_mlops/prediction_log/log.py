@@ -9,7 +9,8 @@ __all__ = ['logger', 'RECENT_S', 'LogOptions', 'LogState', 'state_of', 'Predicti
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -65,6 +66,8 @@ class LogState:
     duplicates: int  # rows that were there already
     quarantined: int  # rows in `refused.jsonl`
     retention: str = ""  # why nothing old is deleted; empty when it is, or nothing is asked for
+    doubt: str = ""  # why what is stored may not survive a power cut; empty when it does
+    folder: dict[str, int] = field(default_factory=dict)  # segments by state, and refused lines
 
 
 def state_of(
@@ -85,6 +88,12 @@ def state_of(
         replayed=carrier.replayed,
         duplicates=carrier.duplicates,
         quarantined=carrier.quarantine.rows,
+        doubt=carrier.database.doubt,
+        folder={
+            "own": sum(len(writer.segments) for writer in reader.writers),
+            **reader.survey.counts,
+            "refused": carrier.quarantine.lines,
+        },
         retention=carrier.housekeeping.stopped,
     )
 
@@ -121,6 +130,8 @@ class PredictionLog:
 
     def start(self, wait_s: float = 5) -> Self:
         """This log, its thread running; waits so long for the first round to end."""
+        with suppress(OSError):  # of a folder that cannot be read
+            self.reader.note(draining=False)
         self.flusher.start()
         self.thread.start(wait_s)
         return self
@@ -135,11 +146,10 @@ class PredictionLog:
         self.flusher.stop(grace_s)
         if ended:
             self.reader.close()
-            self.database.close()
         else:  # in a call that does not return: its files stay open
             rows = left.rows
-            self.database.close()  # which lets go whoever waits for it
             logger.warning("the database still does not answer; %d rows stay in the journal", rows)
+        self.database.close()  # which lets go whoever still waits for it
         return left
 
     def flush(self, timeout_s: float = 1) -> bool:
@@ -164,6 +174,7 @@ def take_feedback(
     at: datetime | None = None,  # when the house was sold; now by default
     replace: bool = False,  # whether an earlier, different price gives way
     wait_s: float = 1,  # how long a prediction may be on its way from a journal
+    client: str | None = None,  # who reports, where that is who has to have asked
 ) -> Literal["stored", "unchanged", "replaced"]:
     """As `save_feedback`, also for a prediction that is still on its way to the database."""
     from housing_mlops.prediction_log.database import save_feedback
@@ -173,7 +184,7 @@ def take_feedback(
     log.thread.wake()
     while True:
         try:
-            return save_feedback(log.engine, prediction_id, price, at, replace)
+            return save_feedback(log.engine, prediction_id, price, at, replace, client)
         except UnknownPrediction:
             behind = log.thread.rounds.error or (log.reader.bytes_out < goal and "busy")
             late = time.monotonic() >= end

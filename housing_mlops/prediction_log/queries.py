@@ -72,6 +72,7 @@ class LoggedPrediction:
     latency_ms: float
     route: str
     request_id: str
+    client: str
     features: dict[str, Any]
     actual: float | None
 

@@ -31,7 +31,12 @@ from ..model.bundle import BundleError, read_info
 from ..monitoring.counters import save_counters
 from ..monitoring.judgement import judge_log
 from ..prediction_log.journal import JournalError
-from ..prediction_log.record import FeedbackConflict, LogUnavailable, UnknownPrediction
+from housing_mlops.prediction_log.record import (
+    FeedbackConflict,
+    ForeignPrediction,
+    LogUnavailable,
+    UnknownPrediction,
+)
 from ..registry.shelf import cached_champion
 from ..schema import Dataset, load_dataset
 from .access_log import access_log_aside
@@ -112,6 +117,7 @@ STATUS: dict[type[HousingError], tuple[int, str]] = {
     LogUnavailable: (503, "database"),
     UnknownPrediction: (404, "unknown_prediction"),
     FeedbackConflict: (409, "conflict"),
+    ForeignPrediction: (403, "key"),
 }
 REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method"}
 

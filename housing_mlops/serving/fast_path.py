@@ -37,6 +37,7 @@ class PriceRequest(NamedTuple):
     body: bytes
     request_id: bytes
     start: float  # when its body had arrived, by `time.perf_counter`
+    client: bytes = b""  # the name of who asks; empty where no key is needed
 
 
 def is_predict(
@@ -68,10 +69,11 @@ def parse_request(
     settings = service.settings
     if kind != b"application/json" or len(body) > settings.max_body_bytes:
         return None
-    if not service.hosts.allows(host) or service.keys.caller(key, "predict") is None:
+    client = service.keys.caller(key, "predict")
+    if client is None or not service.hosts.allows(host):
         return None
     named = request_id or clean_id(given) or new_id().encode()
-    return PriceRequest(body, named, time.perf_counter())
+    return PriceRequest(body, named, time.perf_counter(), client.encode())
 
 # %% ../../nbs/8_serving/07_fast_path.ipynb #70000005
 class HouseParser:
@@ -126,7 +128,7 @@ class Encoder:
             b'{"prediction":%%b,"unit":%b,"interval":%b,"prediction_id":"%%b",%b,"latency_ms":%%.3f}'
             % (unit, interval, names)
         )
-        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t/predict\t%%b\t%%b" % (
+        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t/predict\t%%b\t%%b\t%%b" % (
             _literal(name),
             _literal(version),
             rest,
@@ -149,6 +151,7 @@ class Encoder:
             latency_ms,
             request.request_id,
             request.body,
+            request.client,
         )
 
 # %% ../../nbs/8_serving/07_fast_path.ipynb #11ac6c73

@@ -2,14 +2,17 @@
 
 import errno
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import until
 from recording import append, die, drain, failing, heir, id_of, left_behind, once, record, stored
 
-from housing_mlops.prediction_log.journal import Journal, JournalReader
+from housing_mlops.prediction_log import insertion
+from housing_mlops.prediction_log.journal import Journal, JournalError, JournalReader
 from housing_mlops.prediction_log.log import PredictionLog
 from housing_mlops.prediction_log.segment import HEADER, Origin, frame, header
 
@@ -130,3 +133,48 @@ def test_what_a_writer_leaves_beside_its_segments_is_counted_as_long_as_it_is_th
     reader.adopt()
     assert not reader.survey.empty
     assert drain(reader)[0] == [b"one"]
+
+
+# bounds
+
+
+def test_a_restart_during_an_outage_does_not_start_the_backlog_anew(
+    tmp_path: Path, folder: Path, start: Callable[..., PredictionLog]
+) -> None:
+    url = f"sqlite:///{tmp_path}/later/predictions.db"
+    ids: set[str] = set()
+    for _ in range(3):
+        log = start(url, max_bytes=50_000)
+        with pytest.raises(JournalError, match="bound"):
+            while True:
+                ids |= append(log, 1)
+        log.close(0)
+    assert sum(path.stat().st_size for path in folder.glob("*.journal")) < 55_000
+    (tmp_path / "later").mkdir()
+    log = start(url, max_bytes=50_000)
+    until(lambda: log.state.replayed == len(ids))
+    once(log.engine, ids)
+
+
+def test_a_recovery_refuses_nothing_that_would_have_been_accepted(
+    folder: Path,
+    sqlite_url: str,
+    start: Callable[..., PredictionLog],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [record() for _ in range(16_000)]  # of four workers, say, each below its bound
+    for i in range(0, 16_000, 4000):
+        left_behind(folder, lines[i : i + 4000])
+    real = insertion.insert_all
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(0.3)
+        return real(*args)
+
+    monkeypatch.setattr(insertion, "insert_all", slowly)
+    log = start(sqlite_url, max_bytes=500_000)
+    assert log.state.connected and log.reader.backlog.bytes > 500_000
+    ids = append(log, 200)  # while the backlog is carried
+    assert log.flush(30)
+    until(lambda: log.state.replayed == 16_000)
+    once(log.engine, ids | {*map(id_of, lines)})

@@ -18,13 +18,13 @@ from housing_mlops.prediction_log.record import untab_features
 def test_values_arrive_as_they_were(engine: sa.Engine) -> None:
     house = '{"RM": 6.5,\t"name": "Tür \\u00e9 \\"\\\\\\n' + "'%s%(x)s?:a" + '"}'
     line = record("1.0", low=None, high=None, request_id="r\\1", price=24.123456789, time_us=5)
-    line = line.rpartition(b"\t")[0] + b"\t" + house.encode()
+    line = b"\t".join([*line.split(b"\t")[:10], house.encode(), b"shop"])
     assert insert(engine, [untab_features(line)]) == 1
     (row,) = read_page(engine).rows
     assert (row.price, row.low, row.high, row.actual) == (24.123456789, None, None, None)
     assert row.time == datetime(1970, 1, 1, 0, 0, 0, 5, tzinfo=UTC)
     assert (row.model_version, row.request_id) == ("1.0", "r\\1")
-    assert row.features == json.loads(house)
+    assert row.features == json.loads(house) and row.client == "shop"
 
 
 def test_a_record_is_stored_once(engine: sa.Engine) -> None:

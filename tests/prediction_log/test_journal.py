@@ -219,5 +219,10 @@ def test_what_was_adopted_counts_towards_the_bound(folder: Path) -> None:
     assert reader.backlog == (1, 1000)
     with pytest.raises(JournalError, match="bound"):
         journal.append_many([b"y"])
+    reader.note(draining=True)
+    journal.append_many([b"y"])  # a recovery refuses nothing
+    reader.note(draining=False)
+    with pytest.raises(JournalError, match="bound"):
+        journal.append_many([b"y"])
     drain(reader)
     journal.append_many([b"y"])

@@ -1,12 +1,13 @@
-"""Identifiers of predictions: from several threads, after a fork, past a full counter."""
+"""Identifiers of predictions: from several threads, after a fork, past a full counter; a line and its fields."""
 
 import subprocess
 import sys
 import threading
 
 import pytest
+from recording import record
 
-from housing_mlops.prediction_log.record import id_source, new_id
+from housing_mlops.prediction_log.record import id_source, new_id, untab_features
 
 
 def test_ids_differ_between_threads() -> None:
@@ -44,3 +45,19 @@ def test_ids_grow_past_a_full_counter() -> None:
     next_id = id_source(lambda: 10**18)
     made = [next_id() for _ in range(10_000)]
     assert made == sorted(made)
+
+
+@pytest.mark.parametrize(
+    ("tail", "house", "client"),
+    [
+        (b'{"RM": 6}\tshop', b'{"RM": 6}', b"shop"),
+        (b'{\t"RM":\t6}\tshop', b'{ "RM": 6}', b"shop"),
+        (b'{"RM": 6}\t', b'{"RM": 6}', b""),
+        (b'{"RM": 6}\t \t', b'{"RM": 6}  ', b""),
+        (b'{"RM": 6}', b'{"RM": 6}', b""),  # of the time before a record told who asked
+        (b'{"RM":\t6}', b'{"RM": 6}', b""),
+    ],
+)
+def test_a_house_is_told_from_who_asked(tail: bytes, house: bytes, client: bytes) -> None:
+    fields = record().split(b"\t")[:10]
+    assert untab_features(b"\t".join([*fields, tail])).split(b"\t")[10:] == [house, client]

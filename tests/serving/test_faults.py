@@ -456,9 +456,9 @@ def test_a_stopped_postgresql_holds_no_probe_and_no_end(
         assert all(client.get(f"/monitoring/{page}").status_code == 200 for page in pages[:4])
     postgres.signal(signal.SIGSTOP)
     try:
-        answers = asyncio.run(ask_at_once(server.address, pages))
+        answers = asyncio.run(ask_at_once(server.address, pages, json.loads(body[0])))
         assert set(answers["pages"]) == {503}, "each of them in the end"
-        assert answers["probes"] == [200] * 30
+        assert answers["probes"] == [200] * 31, "a batch among them"
         load.run(server.port, body, 50)
         assert len(load.accepted) == 250 and not load.refused
         until(lambda: not server.get("/metrics")["log"]["connected"])
@@ -469,7 +469,7 @@ def test_a_stopped_postgresql_holds_no_probe_and_no_end(
     stored_once(url, load.accepted)
 
 
-async def ask_at_once(address: str, pages: Sequence[str]) -> dict[str, list[int]]:
+async def ask_at_once(address: str, pages: Sequence[str], house: Any) -> dict[str, list[int]]:
     """The statuses of many pages at once, and of the probes that were answered before any of them."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
@@ -478,5 +478,6 @@ async def ask_at_once(address: str, pages: Sequence[str]) -> dict[str, list[int]
         probes = []
         for path in ("/metrics", "/health", "/livez") * 10:
             probes.append((await client.get(path)).status_code)
+        probes.append((await client.post("/predict/batch", json=[house] * 20)).status_code)
         assert not all(page.done() for page in waiting), "the database answers"
         return {"pages": [(await page).status_code for page in waiting], "probes": probes}

@@ -4,17 +4,20 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from houses import HOUSE, connected
 from processes import until
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from servers import Postgres
 
 from housing_mlops.config import Settings
 from housing_mlops.prediction_log.database import save_feedback
 from housing_mlops.serving.api import create_app
+from housing_mlops.serving.keys import make_key
 
 PATHS = ["/metrics", *(f"/monitoring/{name}" for name in ("live-error", "predictions", "prices", "traffic"))]  # fmt: skip
 
@@ -107,3 +110,52 @@ def test_postgresql_survives_them_too(home: Path, tmp_path: Path, postgres: Post
         until(connected(api))
         poisoned(api, prices)
         told(api)
+
+
+def test_a_key_reports_on_what_it_asked_for_and_the_office_on_everything(
+    home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.json"
+    keys = {name: make_key(file, name, ["predict"]) for name in ("shop", "rival")}
+    keys["office"] = make_key(file, "office", ["feedback", "history"])
+    again = make_key(file, "shop", ["predict"])  # another key of the same holder
+    url = f"sqlite:///{tmp_path}/log.db"
+    own = Settings(home=home, keys_file=file, database_url=url, journal_dir=tmp_path / "journal")
+    with TestClient(create_app(own)) as api:
+        until(connected(api))
+        mine = {"X-API-Key": keys["shop"]}
+        fast = api.post("/predict", json=HOUSE, headers=mine).json()
+        api.app.prices.fast_path = None
+        slow = api.post("/predict", json=HOUSE, headers=mine).json()
+        batch = api.post("/predict/batch", json=[HOUSE], headers=mine).json()["predictions"][0]
+
+        def report(of: dict[str, Any], key: str, **more: Any) -> tuple[int, str]:
+            given = {"prediction_id": of["prediction_id"], "price": 24.0, **more}
+            answer = api.post("/feedback", json=given, headers={"X-API-Key": key})
+            return answer.status_code, answer.json().get("status") or answer.json()["detail"]
+
+        for priced in (fast, slow, batch):
+            assert report(priced, keys["rival"])[0] == 403
+            assert report(priced, keys["shop"]) == (200, "stored")
+            assert report(priced, again) == (200, "unchanged")
+            assert report(priced, again, price=25.0)[0] == 409
+            status, why = report(priced, again, price=25.0, replace=True)
+            assert status == 403 and "the role feedback" in why
+            assert report(priced, keys["rival"], price=25.0, replace=True)[0] == 403
+            assert report(priced, keys["office"], price=25.0, replace=True) == (200, "replaced")
+        assert report({"prediction_id": "none"}, keys["rival"])[0] == 404
+        looks = {"X-API-Key": keys["office"]}
+        rows = api.get("/monitoring/predictions", headers=looks).json()["predictions"]
+        assert [row["client"] for row in rows] == ["shop"] * 3
+
+
+def test_who_asked_is_not_known_of_what_was_asked_without_keys(home: Path, tmp_path: Path) -> None:
+    own = Settings(home=home, database_url=f"sqlite:///{tmp_path}/log.db", journal_dir=tmp_path)
+    with TestClient(create_app(own)) as api:
+        given = {"prediction_id": ask(api), "price": 24.0}
+        assert api.app.service.log.flush(20)
+    keyed = own.model_copy(update={"api_keys": SecretStr("mine")})
+    with TestClient(create_app(keyed)) as api:
+        until(connected(api))
+        answer = api.post("/feedback", json=given, headers={"X-API-Key": "mine"})
+        assert answer.status_code == 403 and "Another client" in answer.json()["detail"]
