@@ -12,7 +12,7 @@ import json
 import re
 import stat
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -307,4 +307,4 @@ def fetch_champion(
     champion = champion or from_shelf(settings, problem)
     if champion is None and failed is not None:
         raise failed
-    return champion
+    return replace(champion, refused=isinstance(failed, BundleError)) if champion else None

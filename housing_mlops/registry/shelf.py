@@ -40,7 +40,8 @@ class Champion:
 
     version: str
     folder: Path
-    problem: str = ""  # why the registry could not be asked; empty when it could
+    problem: str = ""  # why it is not as the registry has it; empty when it is
+    refused: bool = False  # whether that is because the registry's bundle is no good
 
 
 def point_to(

@@ -69,12 +69,13 @@ class ChampionWatch:
         try:
             champion = fetch_champion(self.settings, self._spare(), hurry=self.folder is None)
             self.registry = self._reached(champion)
+            refused = champion.problem if champion is not None and champion.refused else ""
             if champion is not None and self._new(champion):
                 model = Model.open(champion.folder, champion.version)
-                self.folder, self.problem = champion.folder, ""
+                self.folder, self.problem = champion.folder, refused
                 return model
             none = champion is None and self.folder is None
-            self.problem = "no champion yet: train one with `make train`" if none else ""
+            self.problem = "no champion yet: train one with `make train`" if none else refused
         except (RegistryError, BundleError) as error:
             if isinstance(error, RegistryError):
                 self.registry = Check("degraded", str(error))
