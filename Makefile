@@ -23,7 +23,7 @@ parallel := -n logical --maxprocesses 8 --dist loadgroup
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train report check test notebooks bench lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
+.PHONY: help serve train report check test notebooks bench soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -67,6 +67,9 @@ bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
 	@python benchmarks/serving.py $(ARGS)
 	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; }
+
+soak: $(env) ## faults at random under load, and nothing may be lost; ARGS="--minutes 1 --seed 7"
+	@python benchmarks/soak.py $(ARGS)
 
 lint: $(env) ## ruff, mypy, workflows, and whether the package, the notebooks and README.md are in step
 	@ruff check --quiet .
