@@ -3,10 +3,11 @@
 A server of the default settings (SQLite, the journal, the default durability) is asked for prices
 by eight clients, some of which report what the house was sold for. Meanwhile it is killed, paused,
 ended and started again; its database is locked; its files may not grow, as on a full disk; its
-registry answers nonsense throughout; clients stop in the middle of their requests. In the end every
-prediction and every report that was answered is looked for, and health has to be well in all but
-the registry. The exit code is 1 when something is missing, stands there twice or has another price,
-and then the folder stays. The seed is printed, and gives the same faults in the same order.
+registry answers nonsense throughout; clients stop in the middle of their requests, or ask for much
+and do not read. In the end every prediction and every report that was answered is looked for, and
+health has to be well in all but the registry. The exit code is 1 when something is missing, stands
+there twice or has another price, and then the folder stays. The seed is printed, and gives the same
+faults in the same order.
 
 A jump of the clock is not among them: the process would need libfaketime. Its test stands in
 tests/prediction_log/test_retention.py.
@@ -41,6 +42,7 @@ from housing_mlops.config import Settings
 from housing_mlops.registry.shelf import install_bundle
 
 SERVE = [sys.executable, "-c", "from housing_mlops.cli import app; app()", "serve"]
+PAID = 24.0
 BROKEN = (OSError, http.client.HTTPException)
 
 
@@ -77,9 +79,11 @@ class Server:
             command = [*SERVE, "--port", str(self.port)]
             env = {**os.environ, **self.environment}
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        late = time.monotonic() + 60
         while self.ask("/readyz") != 200:
-            if self.process.poll() is not None:
-                raise SystemExit(f"The server does not start: see {self.home / 'server.log'}")
+            if self.process.poll() is not None or time.monotonic() > late:
+                lines = (self.home / "server.log").read_text().splitlines()[-20:]
+                raise SystemExit("\n".join(["The server does not start. It said:", *lines]))
             time.sleep(0.05)
 
     def stop(self, sign: signal.Signals) -> None:
@@ -116,7 +120,7 @@ class Clients:
     server: Server
     bodies: list[str]
     accepted: dict[str, float] = field(default_factory=dict)  # price by identifier
-    reported: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)  # with the price `PAID`
     statuses: Counter[int] = field(default_factory=Counter)  # 0: no answer
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -137,9 +141,9 @@ class Clients:
 
     def report(self, line: http.client.HTTPConnection, identifier: str) -> None:
         """Report an actual price for a prediction."""
-        report = json.dumps({"prediction_id": identifier, "price": 24.0})
-        status, _ = self.post(line, "/feedback", report)
-        if status == 200:
+        report = json.dumps({"prediction_id": identifier, "price": PAID})
+        status, answer = self.post(line, "/feedback", report)
+        if status == 200 and answer["status"] == "stored":
             self.reported.add(identifier)
 
     @staticmethod
@@ -214,6 +218,18 @@ def stop_halfway(server: Server, chance: random.Random) -> None:
         line.close()
 
 
+def stop_reading(server: Server, chance: random.Random) -> None:
+    """Twenty clients that ask for much, and take none of it."""
+    lines = []
+    for _ in range(20):
+        with suppress(OSError):
+            lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=2))
+            lines[-1].sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
+    time.sleep(chance.uniform(0.5, 4))
+    for line in lines:
+        line.close()
+
+
 FAULTS: dict[Callable[[Server, random.Random], None], int] = {  # and how often, relatively
     kill: 3,
     end: 1,
@@ -221,6 +237,7 @@ FAULTS: dict[Callable[[Server, random.Random], None], int] = {  # and how often,
     lock: 2,
     fill: 2,
     stop_halfway: 2,
+    stop_reading: 1,
 }
 
 
@@ -228,7 +245,7 @@ def missing(server: Server, clients: Clients) -> list[str]:
     """What does not hold, once the server has ended."""
     with closing(sqlite3.connect(server.home / "predictions.db")) as database:
         rows = database.execute("SELECT id, price FROM predictions").fetchall()
-        told = {row[0] for row in database.execute("SELECT prediction_id FROM feedback")}
+        told = dict(database.execute("SELECT prediction_id, price FROM feedback"))
     times, prices = Counter(row[0] for row in rows), dict(rows)
     wrong = [f"{i} stands there {times[i]} times" for i in clients.accepted if times[i] != 1]
     wrong += [
@@ -237,7 +254,7 @@ def missing(server: Server, clients: Clients) -> list[str]:
         if i in prices and abs(prices[i] - price) > 1e-9
     ]
     left = [p.name for p in (server.home / "journal").iterdir() if p.stat().st_size]
-    wrong += [f"the report on {i} is not there" for i in clients.reported - told]
+    wrong += [f"the report on {i} is not there" for i in clients.reported if told.get(i) != PAID]
     return wrong + [f"{name} is left in the journal's folder" for name in left]
 
 

@@ -108,6 +108,7 @@ def timed(
 
     def make(host: str, **options: Any) -> http.client.HTTPConnection:
         made = kind(host, **{**options, "timeout": deadline.left()})
+        # typeshed wants a class here; http.client only calls it
         made.response_class = partial(TimedResponse, deadline=deadline)  # type: ignore[assignment]
         return made
 

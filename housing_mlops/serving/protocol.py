@@ -22,7 +22,7 @@ from housing_mlops.serving.fast_path import (
     log_price,
     parse_request,
 )
-from .gateway import StandardHeaders, refuse
+from .gateway import StandardHeaders, find_exposure, refuse
 from .guards import PROBES
 from .service import Service
 
@@ -130,7 +130,7 @@ class CountedProtocol(HoldingProtocol):
 
     _spare = False  # whether the connection is kept for probes
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
         """Called by the event loop when a client has connected."""
         super().connection_made(transport)
         connections: Connections | None = self.app_state.get("connections")
@@ -153,15 +153,23 @@ class HousingProtocol(CountedProtocol):
     """uvicorn's HTTP protocol, which answers a request for a price by itself."""
 
     _head = AnswerHead()  # of all connections
+    _guarded = True  # whether every request of this connection passes the gateway
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
+        """Called by the event loop when a client has connected."""
+        super().connection_made(transport)
+        service: Service | None = self.app_state.get("service")
+        if service is not None:
+            limited = service.limiter is not None
+            self._guarded = limited or bool(find_exposure(self.server, service))
 
     def may_hold(self, cycle: RequestResponseCycle) -> bool:
         """Whether a request is one for a price that this process can answer now."""
-        service: Service | None = self.app_state.get("service")
+        if self._guarded or not is_predict(cycle.scope):
+            return False
+        service: Service = self.app_state["service"]
         return (
-            service is not None
-            and is_predict(cycle.scope)
-            and self.app_state["prices"].fast_path is not None
-            and service.limiter is None
+            self.app_state["prices"].fast_path is not None
             and service.in_progress < service.settings.max_in_progress
             and not cycle.waiting_for_100_continue
         )

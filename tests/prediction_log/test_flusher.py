@@ -44,7 +44,8 @@ def test_a_power_cut_loses_nothing_that_is_older_than_the_interval(
     ids = append(log, 300)
     until(lambda: disk.holds(folder), 20, "every segment on disk")
     log.journal.rotation.segment_bytes = 2_000
-    log.journal.rotation.active.limit = 0  # type: ignore[union-attr]
+    assert log.journal.rotation.active is not None
+    log.journal.rotation.active.limit = 0
     ids |= append(log, 20)  # in several segments, each with a name to be flushed
     until(lambda: disk.holds(folder), 20, "every segment on disk")
     disk.after_the_cut(folder, tmp_path / "copy")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from houses import BODY, HOUSE
 from processes import until
-from test_protocol import Api, answers, post, running
+from talk import Api, answers, post, running
 
 pytestmark = pytest.mark.fault
 PROBE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -5,10 +5,9 @@ import errno
 import json
 import os
 import re
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,92 +17,16 @@ import uvicorn
 from houses import BODY, HOUSE, bodies, comparable
 from hypothesis import HealthCheck, given, settings
 from processes import until
+from talk import Answer, Api, post, running
 from uvicorn.server import ServerState
 
 from housing_mlops.config import Settings
 from housing_mlops.prediction_log.journal import JournalError
 from housing_mlops.prediction_log.queries import read_page
-from housing_mlops.serving.api import create_app
 from housing_mlops.serving.fast_path import PriceQueue, PriceRequest
-from housing_mlops.serving.gateway import HousingAPI
 from housing_mlops.serving.protocol import HousingProtocol
 from housing_mlops.serving.server import http_protocol
 from housing_mlops.serving.service import Service
-
-Answer = tuple[int, dict[bytes, bytes], bytes]
-
-
-class Api:
-    """An application behind uvicorn and its protocol; counts what became a task of the loop."""
-
-    def __init__(self, app: HousingAPI, http: str) -> None:
-        self.app, self.tasks = app, 0
-        config = uvicorn.Config(self, http=http, port=0, log_level="warning", access_log=False)
-        self.server = uvicorn.Server(config)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.tasks += scope["type"] == "http"
-        await self.app(scope, receive, send)
-
-    @property
-    def service(self) -> Service:
-        return self.app.service
-
-    @property
-    def prices(self) -> PriceQueue:
-        return self.app.prices
-
-    def talk(self, *parts: bytes, between: Callable[[], bool] | None = None) -> list[Answer]:
-        """The answers to `parts`, each sent once `between` holds, on one connection."""
-        port = self.server.servers[0].sockets[0].getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
-            end = time.monotonic() + 20
-            for i, part in enumerate(parts):
-                while i and between and not between():
-                    assert time.monotonic() < end
-                    time.sleep(0.001)
-                line.sendall(part)
-            received, wanted = b"", sum(p.count(b" HTTP/1.") for p in parts)
-            while len(found := answers(received)) < wanted and (more := line.recv(1 << 16)):
-                received += more
-        return found
-
-
-def answers(received: bytes) -> list[Answer]:
-    """The whole answers in what a server sent; one that goes on (100) is none."""
-    found = []
-    while match := re.match(rb"HTTP/1.1 (\d+) .*?\r\n(.*?\r\n)??\r\n", received, re.DOTALL):
-        lines = [line.split(b": ", 1) for line in (match[2] or b"").split(b"\r\n") if line]
-        headers = {name.lower(): value for name, value in lines}
-        length, received = int(headers.get(b"content-length", 0)), received[match.end() :]
-        if match[1] != b"100":
-            if len(received) < length:
-                break
-            found.append((int(match[1]), headers, received[:length]))
-        received = received[length:]
-    return found
-
-
-def post(
-    body: bytes = BODY, *headers: bytes, path: bytes = b"/predict", http: str = "1.1"
-) -> bytes:
-    first = b"POST %b HTTP/%b" % (path, http.encode())
-    own = [b"Host: x", b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
-    return b"\r\n".join([first, *own, *headers, b"", body])
-
-
-@contextmanager
-def running(home: Path, http: str = "", **values: Any) -> Iterator[Api]:
-    api = Api(create_app(Settings(home=home, **values)), http or http_protocol())
-    thread = threading.Thread(target=api.server.run)
-    thread.start()
-    try:
-        until(lambda: api.server.started or not thread.is_alive())
-        yield api
-    finally:
-        api.server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -298,8 +221,8 @@ def test_uvicorn_serves_the_same_by_a_protocol_of_its_own(home: Path, api: Api) 
 class Transport:
     """Collects what a protocol writes."""
 
-    def __init__(self) -> None:
-        self.written, self.closed = b"", False
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.written, self.closed, self.address = b"", False, address
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -310,8 +233,8 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closed
 
-    def get_extra_info(self, name: str) -> None:
-        return None
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        return (self.address, 8000) if name == "sockname" else None
 
     def pause_reading(self) -> None:
         """There is nothing to read."""
@@ -381,6 +304,21 @@ def test_what_happens_in_the_turn_of_a_request(state: dict[str, Any], event: str
     assert transport.written.endswith(end) and bool(transport.written) is bool(end)
     assert (b"connection: close" in transport.written) is (event in ("stop", "crowd"))
     assert transport.closed is (event in ("stop", "crowd", "leave"))
+
+
+@pytest.mark.parametrize(("address", "end"), [("127.0.0.1", b"{}"), ("192.0.2.1", b"fallback")])
+def test_where_anyone_could_ask_the_gateway_decides(
+    state: dict[str, Any], address: str, end: bytes
+) -> None:
+    transport = Transport(address)
+
+    async def scenario() -> None:
+        with connected(state, ServerState(), transport) as line:
+            line.data_received(post())
+            await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert transport.written.endswith(end)
 
 
 def test_the_date_of_an_answer_goes_on(state: dict[str, Any]) -> None:
