@@ -348,7 +348,7 @@ def save_feedback(
     replace: bool = False,  # whether an earlier, different price gives way
     client: str | None = None,  # who reports, where that is who has to have asked
 ) -> Literal["stored", "unchanged", "replaced"]:
-    """What became of it; raises an error of [the records](01_record.ipynb)."""
+    """What became of it; raises one of the errors that `record` has."""
     now = time.time_ns() // 1000
     row = {"price": price, "time_us": now if at is None else to_us(at), "reported_us": now}
     mine = feedback.c.prediction_id == prediction_id
