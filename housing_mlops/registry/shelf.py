@@ -8,6 +8,7 @@ __all__ = ['shelf_folder', 'place_of', 'Champion', 'point_to', 'cached_champion'
 # %% ../../nbs/5_registry/02_shelf.ipynb #9b98c725
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,13 +73,28 @@ def cached_champion(
         return None
 
 # %% ../../nbs/5_registry/02_shelf.ipynb #97d16dd1
+_whole: dict[Path, list[tuple[int, ...]]] = {}  # how the files of a bundle were when it was whole
+
+
+def _touched(folder: Path) -> list[tuple[int, ...]]:
+    """What is another once a file of a bundle is; raises `OSError`."""
+    found = [(folder / name).stat() for name in (INFO, MODEL, REFERENCE)]
+    return [(f.st_size, f.st_mtime_ns, f.st_ctime_ns, f.st_ino) for f in found]
+
+
 def check_shelved(
     folder: Path,  # on the shelf
 ) -> None:
     """Nothing, when the bundle is the one that the folder's name says; raises `BundleError`."""
+    now: list[tuple[int, ...]] = []
+    with suppress(OSError):  # what is missing, `open_bundle` has words for
+        now = _touched(folder)
+    if now and _whole.get(folder) == now:
+        return
     open_bundle(folder)
     if not folder.name.endswith(f"-{bundle_digest(folder)[:12]}"):
         raise BundleError(f"{folder / INFO} is damaged: it is not what the folder's name says.")
+    _whole[folder] = now
 
 # %% ../../nbs/5_registry/02_shelf.ipynb #c4e10775
 def install_bundle(
