@@ -82,10 +82,9 @@ def count_due(
 ) -> Due:
     """What these bounds mean now."""
     p = predictions.c
+    # two subqueries, each a look at one end of an index
     ends = (sa.select(end(p.time_us)).scalar_subquery() for end in (sa.func.min, sa.func.max))
-    oldest, newest = connection.execute(
-        sa.select(*ends)
-    ).one()  # each a look at one end of an index
+    oldest, newest = connection.execute(sa.select(*ends)).one()
     if oldest is None:
         return Due(0, 0)
     total = count_between(connection, oldest, newest + 1)

@@ -151,9 +151,8 @@ def copy_file(
     target.write_bytes(content)
 
 # %% ../../nbs/5_registry/04_fetch.ipynb #010ed2de
-PROXIED = re.compile(
-    r"(/(?!\.\.?(/|$))[A-Za-z0-9._+=@~-]+)+/?"
-)  # path of a `mlflow-artifacts:` URI
+# the path of a `mlflow-artifacts:` URI
+PROXIED = re.compile(r"(/(?!\.\.?(/|$))[A-Za-z0-9._+=@~-]+)+/?")
 HERE = ("localhost", "127.0.0.1", "::1")
 
 
