@@ -153,6 +153,7 @@ def adopt(
     known: Container[str],  # names of the writers that this process has already
     origin: Origin | None = None,  # of the database that they would go to
     before: Survey | None = None,  # the last look, which was told already
+    patience_s: float = 0,  # how long to try for each lock
 ) -> tuple[list[Writer], Survey]:
     """Writers with something to store and no process, and what cannot be had; raises `OSError`."""
     origin, before, survey = origin or Origin(), before or Survey(), Survey()
@@ -163,7 +164,7 @@ def adopt(
             survey.keep(paths, before)
             continue
         try:
-            lock = hold_lock(folder / f"{name}.lock")
+            lock = hold_lock(folder / f"{name}.lock", patience_s)
         except OSError as error:
             survey.note("unreadable", paths, before, error)
             continue

@@ -25,8 +25,16 @@ from housing_mlops.prediction_log.segment import (
 # %% ../../nbs/6_prediction_log/03_writer.ipynb #d28cbb6e
 def hold_lock(
     path: Path,  # the lock's file; made when missing
+    patience_s: float = 0,  # how long to try: a look by another program has it for milliseconds
 ) -> int | None:
     """The descriptor that holds the lock, or None when a living process has it; raises `OSError`."""
+    end = time.monotonic() + patience_s
+    while (fd := _hold(path)) is None and time.monotonic() < end:
+        time.sleep(0.01)
+    return fd
+
+
+def _hold(path: Path) -> int | None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,12 @@
 """What could not be stored by itself is counted, bounded, and put back by a command."""
 
 import json
+import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -18,6 +21,7 @@ from housing_mlops.prediction_log.log import PredictionLog
 from housing_mlops.prediction_log.quarantine import Quarantine
 from housing_mlops.prediction_log.repair import rewrite_segment
 from housing_mlops.prediction_log.segment import Origin, Segment, frame, header
+from housing_mlops.prediction_log.writer import hold_lock
 
 pytestmark = pytest.mark.fault
 
@@ -64,6 +68,24 @@ def test_everything_in_the_folder_is_counted_and_comes_back(
     until(lambda: log.state.replayed == 300)
     once(log.engine, ids | {*map(id_of, lines)})
     until(lambda: not any(v for k, v in log.state.folder.items() if k not in ("own", "refused")))
+
+
+def test_a_server_that_looks_for_a_moment_is_not_the_owner(
+    folder: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = left_behind(folder, [])
+    segment.write_bytes(b"?" * 90 + b"\n" + frame(record()))
+    path = segment.with_name(f"{segment.name[:36]}.lock")
+    held = [hold_lock(path)]
+    with monkeypatch.context() as patch:
+        clock = SimpleNamespace(
+            monotonic=time.monotonic, sleep=lambda _: os.close(held.pop() or -1)
+        )
+        patch.setattr("housing_mlops.prediction_log.writer.time", clock)
+        assert "damaged" in run("show")
+    fd = hold_lock(path)
+    assert not held and fd is not None and "in use" in run("show")
+    os.close(fd)
 
 
 def test_what_was_refused_comes_back_when_the_reason_is_gone(
