@@ -37,6 +37,14 @@ class Target(Declared):
     meaning: str = ""
     minimum: float | None = None
     maximum: float | None = None
+    cap: float | None = None  # recorded where the price was that much or more
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        limits = [x for x in (self.minimum, self.cap, self.maximum) if x is not None]
+        if limits != sorted(limits):
+            raise ValueError(f"{self.name}: minimum, cap and maximum have to stand in this order")
+        return self
 
 # %% ../nbs/01_schema.ipynb #1d5a3046
 class Source(Declared):
