@@ -61,7 +61,7 @@ def test_a_database_of_a_later_version_is_left_alone(
     ids = append(log, 3)
     assert "9999" in log.state.error
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '0004'")
+        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '0008'")
     assert log.flush(60)
     once(engine, ids)
     engine.dispose()
