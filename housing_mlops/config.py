@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
            'DataSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings', 'ServerSettings', 'KeySettings',
-           'AccessSettings', 'MonitoringSettings', 'LogSettings', 'Settings', 'unknown_settings', 'read_settings',
-           'get_settings']
+           'AccessSettings', 'PricingSettings', 'MonitoringSettings', 'LogSettings', 'Settings', 'unknown_settings',
+           'read_settings', 'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
 import os
@@ -282,6 +282,17 @@ class AccessSettings(SettingsGroup):
             return False
 
 # %% ../nbs/00_config.ipynb #bfff3664
+class PricingSettings(SettingsGroup):
+    """How a price is told."""
+
+    interval: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="Share of prices that an interval is to hold; empty: as the model was trained.",
+    )
+
+
 class MonitoringSettings(SettingsGroup):
     """What a server looks at while it answers."""
 
@@ -320,6 +331,7 @@ class LogSettings(SettingsGroup):
 class Settings(  # pydantic reads the fields of the last base first
     LogSettings,
     MonitoringSettings,
+    PricingSettings,
     AccessSettings,
     KeySettings,
     ServerSettings,

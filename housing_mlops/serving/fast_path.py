@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from pydantic import ValidationError
 
 from ..model.inference import Model, row_of
+from ..model.interval import USUAL, Limits
 from ..monitoring.counters import Counters
 from ..prediction_log.journal import Journal, JournalError
 from ..prediction_log.record import new_id
@@ -106,6 +107,15 @@ def _literal(text: str) -> bytes:
     return text.encode().replace(b"%", b"%%")
 
 
+def _said(limits: Limits) -> bytes:
+    """The part of an answer that tells the limits of a price."""
+    told = (json.dumps(x).encode() for x in (*limits[:2], not limits.outside, limits.outside))
+    return b'"clipped":%b,"capped":%b,"in_domain":%b,"outside":%b' % tuple(told)
+
+
+_USUAL = _said(USUAL)
+
+
 class Encoder:
     """Writes a price as the body of an answer and as a record of the journal."""
 
@@ -116,8 +126,8 @@ class Encoder:
         name, version = model.info.model, model.version
         unit = _literal(json.dumps(model.dataset.target.unit))
         self.numbers, interval, rest = b"%.7g", b"null", b"\t\t"
-        if model.info.interval is not None:
-            coverage = repr(model.info.interval.coverage).encode()
+        if model.interval is not None:
+            coverage = repr(model.interval.coverage).encode()
             interval = b'{"low":%%b,"high":%%b,"coverage":%b}' % coverage
             self.numbers, rest = b"%.7g\t%.7g\t%.7g", b""
         names = b'"model":%b,"model_version":%b' % (
@@ -125,10 +135,10 @@ class Encoder:
             _literal(json.dumps(version)),
         )
         self.answer = (
-            b'{"prediction":%%b,"unit":%b,"interval":%b,"prediction_id":"%%b",%b,"latency_ms":%%.3f}'
+            b'{"prediction":%%b,"unit":%b,"interval":%b,%%b,"prediction_id":"%%b",%b,"latency_ms":%%.3f}'
             % (unit, interval, names)
         )
-        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t/predict\t%%b\t%%b\t%%b" % (
+        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t/predict\t%%b\t%%b\t%%b\t%%b" % (
             _literal(name),
             _literal(version),
             rest,
@@ -140,10 +150,14 @@ class Encoder:
         values: tuple[float, ...],  # the price, and the ends of its interval if it has one
         time_us: int,  # microseconds since 1970
         seconds: float,  # from the request until now
+        limits: Limits = USUAL,  # what has to be said beside the price
     ) -> tuple[bytes, bytes]:
         """The answer and the record, which share a new identifier."""
+        said, kept = _USUAL, b""
+        if limits is not USUAL:
+            said, kept = _said(limits), limits.text().encode()
         made, latency_ms, numbers = new_id().encode(), seconds * 1e3, self.numbers % values
-        answer = self.answer % (*numbers.split(b"\t"), made, latency_ms)
+        answer = self.answer % (*numbers.split(b"\t"), said, made, latency_ms)
         return answer, self.record % (
             made,
             time_us,
@@ -152,6 +166,7 @@ class Encoder:
             request.request_id,
             request.body,
             request.client,
+            kept,
         )
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #11ac6c73
@@ -182,20 +197,20 @@ class Pricer:
         numbers = zip(*quote.values.tolist(), strict=True)
         time_us, now = time.time_ns() // 1000, time.perf_counter()
         priced, records = [], []
-        for i, values in zip(rows, numbers, strict=True):
+        for i, values, limits in zip(rows, numbers, quote.limits, strict=True):
             if math.isfinite(values[0]):
                 seconds = now - requests[i].start
-                answer, record = self.encode(requests[i], values, time_us, seconds)
+                answer, record = self.encode(requests[i], values, time_us, seconds, limits)
                 records.append(record)
-                priced.append((i, answer, values[0], seconds))
+                priced.append((i, answer, values[0], limits, seconds))
         if self.journal is not None and records:
             try:
                 self.journal.append_many(records)
             except JournalError:
                 return answers
-        for i, answer, price, seconds in priced:
+        for i, answer, price, limits, seconds in priced:
             answers[i] = answer
-            self.prices.add(price)
+            self.prices.add(price, limits)
             self.latencies.add(seconds)
         return answers
 
