@@ -59,6 +59,7 @@ class Feature(Declared):
     maximum: float | None = None
     categories: tuple[str, ...] = ()
     nullable: bool = False
+    changeable: bool = False
     example: float | str | None = None
 
     @property
@@ -73,6 +74,8 @@ class Feature(Declared):
             raise ValueError(f"{self.name}: a category has no minimum or maximum")
         if not self.is_category and self.categories:
             raise ValueError(f"{self.name}: only a category has categories")
+        if self.is_category and self.changeable:
+            raise ValueError(f"{self.name}: only a number can be changeable, for it has a range")
         if self.example is None and not self.nullable:
             raise ValueError(f"{self.name}: give an example; the documentation shows it")
         if self.example is not None and isinstance(self.example, str) != self.is_category:
