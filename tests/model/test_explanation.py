@@ -207,8 +207,9 @@ def mixed(table: Table, tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def house_of(model: Model, i: int, **change: Any) -> list[Any]:
     """A training row, as a request gives it."""
-    numbers = [None if v != v else v for v in model.reference.numbers[i].tolist()]
-    row = dict(zip(model.dataset.columns, [*numbers, *model.reference.texts[i]], strict=True))
+    numbers = [None if v != v else float(str(v)) for v in model.reference.numbers[i]]
+    texts = [t or None for t in model.reference.texts[i].tolist()]
+    row = dict(zip(model.dataset.columns, [*numbers, *texts], strict=True))
     return [*(row | change).values()]
 
 
