@@ -66,6 +66,11 @@ def test_a_price_is_on_record_whether_or_not_it_says_why(fresh: Path) -> None:
         rows = api.get("/monitoring/predictions").json()["predictions"]
         assert len(rows) == 4 and {row["route"] for row in rows} == {"/predict"}
         assert why.json()["prediction_id"] in {row["id"] for row in rows}
+        counted = {
+            (r["route"], r["status"]): r["count"]
+            for r in api.get("/metrics").json()["requests"]["by_route"]
+        }
+        assert counted["/explain", 200] == 1 and counted["/predict", 200] == 3
 
 
 @pytest.mark.parametrize("path", ["/explain", "/predict?explain=true"])

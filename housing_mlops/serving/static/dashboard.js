@@ -380,7 +380,7 @@ function drawWhy() {
   const other = version === prediction.model_version ? "" : `, by version ${version} (version ${prediction.model_version} said ${number(prediction.price)})`;
   $("why-said").textContent = `${number(price)} ${unit}${other}; the reference house: ${number(explanation.base)}`;
   $("why").replaceChildren(reasons, contrasts);
-  const exact = explanation.error === 0 ? "exact" : explanation.error === null ? "off by an unknown amount" : `off by ${number(explanation.error, 2)} at most, as measured`;
+  const exact = explanation.error !== null && explanation.error <= 1e-6 * Math.abs(price) ? "exact" : explanation.error === null ? "off by an unknown amount" : `off by ${number(explanation.error, 2)} at most, as measured`;
   reasons.append(steps(reasons, explanation, price), node("p", { class: "key" }, `The house's value, the reference house's in brackets, and what that adds to the price in ${unit}: ${exact}.`));
   for (const one of explanation.contrasts) contrasts.append(...contrast(contrasts, one, unit));
 }
