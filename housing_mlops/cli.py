@@ -103,10 +103,29 @@ def schema(
     example: Annotated[
         bool, typer.Option("--example", help="Print a house as a request gives it.")
     ] = False,
+    keys: Annotated[
+        bool, typer.Option("--format", help="Print every key that a declaration may have.")
+    ] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option("--from", help="A CSV or Parquet file to draft a declaration of."),
+    ] = None,
+    target: Annotated[str, typer.Option(help="With --from: the column of the price.")] = "",
+    unit: Annotated[str, typer.Option(help="With --from: what a price is counted in.")] = "",
 ) -> None:
-    """Print the declared columns: the data dictionary, or the schema of a request."""
-    from housing_mlops.schema import dictionary, load_dataset
+    """Print the declared columns, the schema of a request, or the draft of a declaration."""
+    from housing_mlops.schema import dictionary, format_page, load_dataset
 
+    if table is not None:
+        from housing_mlops.data.draft import draft
+
+        if not target:
+            raise HousingError("Say which column is the price: --target NAME.")
+        typer.echo(draft(table, target, unit), nl=False)
+        return
+    if keys:
+        typer.echo(format_page())
+        return
     now = read_settings()
     declared = load_dataset(dataset or now.dataset, now.home)
     if example:
