@@ -270,7 +270,7 @@ def tail(
             yield "\n[[features]]" + (f"  # {one_line(column.reason)}" if column.reason else "")
             yield from toml_keys(feature)
 
-
+# %% ../../nbs/1_data/04_draft.ipynb #ab390248
 def draft(
     path: Path,  # a `.csv` or `.parquet` file
     target: str,  # the column of the price
