@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'promote', 'rollback', 'shared_counters', 'serve', 'up', 'make_key', 'list_keys', 'remove_keys',
-           'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'log_engine', 'backup_log', 'restore_log',
-           'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
+           'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'feedback', 'log_engine', 'backup_log',
+           'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -442,6 +442,43 @@ def drift(
     verdict, rows = judge_live(now, model)
     typer.echo(verdict)
     typer.echo(format_table(rows))
+
+# %% ../nbs/cli.ipynb #431bcb81
+@app.command()
+def feedback(
+    source: Annotated[
+        Path, typer.Argument(help="A CSV or Parquet file: prediction_id, price, date.")
+    ],
+    url: Annotated[
+        str, typer.Option(help="The API to send it to; default: the database itself.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--source", help="Who reports these prices, in the database.")
+    ] = "file",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Correct prices that were reported before.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
+) -> None:
+    """Report what houses were sold for; with --url, by the key in HOUSING_API_KEY."""
+    from housing_mlops.operations.feedback import Way, into_log, over_http, send
+    from housing_mlops.prediction_log.database import migrate
+
+    now = read_settings()
+
+    def go(way: Way) -> None:
+        sent = send(source, way, lambda line: typer.echo(line, err=True), not quiet)
+        typer.echo(f"{source}: {sent}.")
+        if sent.refused:
+            raise typer.Exit(1)
+
+    if url:
+        go(over_http(url, now.api_key.get_secret_value(), replace))
+        return
+    model = open_champion(now)
+    with log_engine() as engine:
+        migrate(engine)
+        go(into_log(engine, model, now.feedback_margin, replace, name))
 
 # %% ../nbs/cli.ipynb #f0cc7af7
 log_commands = typer.Typer(

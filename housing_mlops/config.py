@@ -197,6 +197,9 @@ class KeySettings(SettingsGroup):
     admin_keys: SecretStr = Field(
         SecretStr(""), description="Comma-separated keys that may administer; empty: nobody."
     )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="The key that `housing-mlops feedback --url` sends."
+    )
     keys_file: Path = Field(
         Path("keys.json"), description="File of named keys: `housing-mlops keys` makes it."
     )
