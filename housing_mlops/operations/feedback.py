@@ -12,6 +12,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -144,13 +145,14 @@ def into_log(
 BUSY = (408, 429, 503)  # asked again a moment later
 
 
+@contextmanager
 def over_http(
     url: str,  # of the API, such as http://127.0.0.1:8000
     key: str = "",  # with the role feedback; empty where none is needed
     replace: bool = False,  # whether an earlier, different price gives way
     patience: int = 5,  # times that a busy server is asked again
     timeout_s: float = 30,  # time an answer may take
-) -> Way:
+) -> Iterator[Way]:
     """The way through `POST /feedback`; it raises `FeedbackError` when the server takes no more."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -188,7 +190,8 @@ def over_http(
             raise ValueError(complaint(told))
         raise FeedbackError(f"{parts.hostname} answers {status}: {complaint(told)}")
 
-    return report
+    with closing(connection):
+        yield report
 
 
 def complaint(

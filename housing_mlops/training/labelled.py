@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rule', 'SetAside', 'sort_out', 'as_frame', 'breaks_declaration', 'robust_z', 'expected_prices', 'is_wild',
-           'is_older_sale', 'cap', 'beyond_share', 'Labelled', 'label', 'thin', 'with_sales']
+           'is_older_sale', 'cap', 'beyond_share', 'Labelled', 'label', 'sale_day', 'sales_to_learn_from', 'thin',
+           'with_sales']
 
 # %% ../../nbs/4_training/09_labelled.ipynb #38228d4b
 import math
@@ -210,6 +211,34 @@ def label(
     }
     kept, aside = sort_out(sales, rules)
     return Labelled(dataset, kept, aside)
+
+# %% ../../nbs/4_training/09_labelled.ipynb #3bb9dbcf
+def sale_day(
+    text: str,  # ISO 8601; empty for none
+) -> datetime | None:
+    """The moment; raises `DataError`."""
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise DataError(f"since = {text!r} is no date, such as 2026-05-01.") from None
+
+
+def sales_to_learn_from(
+    dataset: Dataset,  # the declaration
+    settings: Settings,  # where the log and the champion's cache are
+    since: str = "",  # only houses sold from then on; empty for all
+) -> Labelled:
+    """The labelled table of the prediction log; raises `DataError` and `LogUnavailable`."""
+    from housing_mlops.prediction_log.database import connect, migrate
+    from housing_mlops.prediction_log.queries import read_sales
+
+    engine = connect(settings.database, settings.database_timeout_s)
+    try:
+        migrate(engine)
+        sales = read_sales(engine, sale_day(since))
+    finally:
+        engine.dispose()
+    return label(dataset, sales, settings)
 
 # %% ../../nbs/4_training/09_labelled.ipynb #807f5009
 def thin(
