@@ -78,6 +78,9 @@ class Feature(Declared):
         (), description="The texts of a category that training may meet; empty: any."
     )
     nullable: bool = Field(False, description="Whether the value may be unknown.")
+    changeable: bool = Field(
+        False, description="Whether an owner could change the number: its price is shown along it."
+    )
     example: float | str | None = Field(
         None, description="A value for the documentation; one that may be unknown needs none."
     )
@@ -98,6 +101,8 @@ class Feature(Declared):
             raise ValueError(f"{self.name}: a category has no minimum or maximum")
         if not self.is_category and self.categories:
             raise ValueError(f"{self.name}: only a category has categories")
+        if self.is_category and self.changeable:
+            raise ValueError(f"{self.name}: only a number can be changeable, for it has a range")
         if bool(self.date) != bool(self.part) or (self.date and self.type != "integer"):
             raise ValueError(f"{self.name}: an integer may have a date and its part, both or none")
         if self.example is None and not self.nullable:
@@ -346,6 +351,7 @@ def format_page() -> str:
     lines = []
     parts: dict[str, type[Declared]] = {"The file": Declaration}
     parts |= {"`[target]`": Target, "`[source]`": Source, "`[[features]]`": Feature}
+    parts |= {"`[[behaviours]]`": Behaviour}
     for title, model in parts.items():
         lines += [
             f"**{title}**: {model.__doc__}\n",
