@@ -54,25 +54,17 @@ def parse_request(
     request_id: bytes = b"",  # that was given to it already
 ) -> PriceRequest | None:
     """A request ready to be priced; None when the fallback route has to answer."""
-    kind = given = key = host = b""
-    for name, value in headers:
-        if name == b"content-type":
-            kind = value
-        elif name == b"x-request-id":
-            given = value
-        elif name == b"host":
-            host = value
-        elif name == b"x-api-key":
-            key = value
-        elif name == b"origin":
-            return None
-    settings = service.settings
-    if kind != b"application/json" or len(body) > settings.max_body_bytes:
+    pairs = [*headers]
+    told = dict(pairs)
+    if len(told) < len(pairs) or b"origin" in told:
         return None
-    client = service.keys.caller(key, "predict")
-    if client is None or not service.hosts.allows(host):
+    kind, most = told.get(b"content-type"), service.settings.max_body_bytes
+    if kind != b"application/json" or len(body) > most:
         return None
-    named = request_id or clean_id(given) or new_id().encode()
+    client = service.keys.caller(told.get(b"x-api-key", b""), "predict")
+    if client is None or not service.hosts.allows(told.get(b"host", b"")):
+        return None
+    named = request_id or clean_id(told.get(b"x-request-id", b"")) or new_id().encode()
     return PriceRequest(body, named, time.perf_counter(), client.encode())
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #70000005
