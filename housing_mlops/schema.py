@@ -343,6 +343,7 @@ def format_page() -> str:
     lines = []
     parts: dict[str, type[Declared]] = {"The file": Declaration}
     parts |= {"`[target]`": Target, "`[source]`": Source, "`[[features]]`": Feature}
+    parts |= {"`[[behaviours]]`": Behaviour}
     for title, model in parts.items():
         lines += [
             f"**{title}**: {model.__doc__}\n",
