@@ -9,12 +9,13 @@ __all__ = ['MODEL', 'REFERENCE', 'INFO', 'Basis', 'BundleError', 'Interval', 'Bu
 # %% ../../nbs/3_model/01_bundle.ipynb #0499fdd5
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..config import HousingError
 from ..files import file_digest, replace_folder
@@ -40,12 +41,25 @@ class BundleError(HousingError):
 
 
 class Interval(BaseModel):
-    """A prediction interval: the price plus and minus `half_width`."""
+    """A prediction interval: the price plus and minus a half width, which may follow the price."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     coverage: float = Field(gt=0, lt=1)  # share of prices it is to hold
-    half_width: float = Field(ge=0)  # in the target's unit
+    half_width: float = Field(ge=0)  # in the target's unit; of a typical house where it varies
+    prices: tuple[float, ...] = ()  # predicted prices, rising, at which the half width is known
+    half_widths: tuple[float, ...] = ()  # there; none: `half_width` everywhere
+    levels: tuple[tuple[float, float], ...] = ()  # another coverage, and its factor on the widths
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.prices) != len(self.half_widths):
+            raise ValueError("as many half widths as prices are needed")
+        if any(a >= b for a, b in pairwise(self.prices)):
+            raise ValueError("the prices of the half widths have to rise")
+        if min((*self.half_widths, *(factor for _, factor in self.levels)), default=0) < 0:
+            raise ValueError("no half width and no factor is negative")
+        return self
 
 
 class BundleInfo(BaseModel):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitoring', 'reports', 'RowLimit', 'VersionFilter',
-           'Log', 'Own', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
+           'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
            'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz', 'health',
            'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv', 'read_rows',
            'recent_predictions', 'drift', 'traffic', 'prices', 'live_error']
@@ -53,6 +53,7 @@ from housing_mlops.serving.service import (
     metric_numbers,
     needs,
     reporter,
+    reporter_name,
     to_predictions,
 )
 
@@ -316,6 +317,7 @@ async def log_of(service: Serve) -> AsyncIterator[PredictionLog]:
 
 Log = Annotated[PredictionLog, Depends(log_of)]
 Own = Annotated[str | None, reporter]  # whose prices alone may be reported on; None: any
+Source = Annotated[str, Depends(reporter_name)]
 
 # %% ../../nbs/8_serving/06_routes.ipynb #5000001e
 def report_range(
@@ -336,7 +338,7 @@ def report_range(
         409: {"model": Problem, "description": "Another price was reported before"},
     },
 )
-def feedback(given: Feedback, service: Serve, log: Log, own: Own) -> dict[str, str]:
+def feedback(given: Feedback, service: Serve, log: Log, own: Own, source: Source) -> dict[str, str]:
     """Report what a house was really sold for, by the identifier of its prediction.
 
     A key with the role `predict` may report once on each price that it asked for.
@@ -345,7 +347,7 @@ def feedback(given: Feedback, service: Serve, log: Log, own: Own) -> dict[str, s
         raise HTTPException(403, "To correct a report takes a key with the role feedback.")
     check_price(given.price, *report_range(service))
     report = (given.prediction_id, given.price, given.time, given.replace)
-    state = take_feedback(log, *report, client=own)
+    state = take_feedback(log, *report, client=own, source=source)
     return {"prediction_id": given.prediction_id, "status": state}
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000021
