@@ -19,6 +19,7 @@ from ..config import Settings
 from ..files import replace_file
 from ..model.bundle import read_info
 from .aliases import one_at_a_time
+from .client import open_registry
 from .fetch import fetch_version, get_json
 from .shelf import shelf_folder
 from housing_mlops.registry.store import (
@@ -26,8 +27,6 @@ from housing_mlops.registry.store import (
     VERSION,
     RegistryError,
     checked,
-    find_version,
-    registry_client,
 )
 from .transport import Deadline, Refusal
 from ..schema import Dataset
@@ -115,7 +114,8 @@ def start_trial(
     if not 0 <= share <= 1:
         raise RegistryError(f"A share is between 0 and 100 %; this one is {share:.0%}.")
     version = checked(version, VERSION, "a version")
-    champion, name = find_version(settings, "champion"), settings.model_name
+    registry, name = open_registry(settings), settings.model_name
+    champion = registry.model().aliases.get("champion")
     if champion is None or champion == version:
         why = "is the champion" if champion else "has no champion to be tried against"
         raise RegistryError(f"Version {version} of {name} {why}.")
@@ -127,18 +127,16 @@ def start_trial(
         raise RegistryError(
             f"Version {version} cannot be tried against {champion}: {'; '.join(unlike)}."
         )
-    with (
-        registry_client(settings) as client,
-        one_at_a_time(client, name, f"a trial of version {version}"),
-    ):
-        if find_version(settings, "champion") != champion:
+    with one_at_a_time(registry, name, f"a trial of version {version}"):
+        model = registry.model()
+        if model.aliases.get("champion") != champion:
             raise RegistryError(f"Version {champion} is champion no more: try again.")
         trial = Trial(version, champion, share, datetime.now(UTC).isoformat(timespec="seconds"))
         with suppress(RegistryError):  # one that cannot be read is replaced
-            running = parse_tags(client.get_registered_model(name).tags)
+            running = parse_tags(model.tags)
             if running and (running.version, running.against) == (version, champion):
                 trial = Trial(version, champion, share, running.since)
-        client.set_registered_model_tag(name, TAG, trial.text)
+        registry.tag(TAG, trial.text)
         keep_trial((trial, folder), settings)
     return trial
 
@@ -147,9 +145,9 @@ def stop_trial(
     settings: Settings,  # tracking store, model's name and cache folder
 ) -> None:
     """Nothing, once no trial is under way; raises `RegistryError`."""
-    with registry_client(settings) as client:
-        if TAG in client.get_registered_model(settings.model_name).tags:
-            client.delete_registered_model_tag(settings.model_name, TAG)
+    registry = open_registry(settings)
+    if TAG in registry.model().tags:
+        registry.tag(TAG, None)
     keep_trial(None, settings)
 
 
