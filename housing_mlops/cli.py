@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'promote', 'rollback', 'move_row', 'history', 'shared_counters', 'serve', 'up', 'make_key',
-           'list_keys', 'remove_keys', 'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'log_engine',
-           'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log',
-           'repair_log', 'report']
+           'list_keys', 'remove_keys', 'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'feedback',
+           'labels', 'describe_look', 'retrain', 'decisions', 'log_engine', 'backup_log', 'restore_log', 'prune_log',
+           'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from housing_mlops.model.inference import Model
+    from housing_mlops.operations.retraining import Look
     from housing_mlops.prediction_log.log import PredictionLog
     from housing_mlops.registry.audit import Move
 
@@ -105,10 +106,29 @@ def schema(
     example: Annotated[
         bool, typer.Option("--example", help="Print a house as a request gives it.")
     ] = False,
+    keys: Annotated[
+        bool, typer.Option("--format", help="Print every key that a declaration may have.")
+    ] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option("--from", help="A CSV or Parquet file to draft a declaration of."),
+    ] = None,
+    target: Annotated[str, typer.Option(help="With --from: the column of the price.")] = "",
+    unit: Annotated[str, typer.Option(help="With --from: what a price is counted in.")] = "",
 ) -> None:
-    """Print the declared columns: the data dictionary, or the schema of a request."""
-    from housing_mlops.schema import dictionary, load_dataset
+    """Print the declared columns, the schema of a request, or the draft of a declaration."""
+    from housing_mlops.schema import dictionary, format_page, load_dataset
 
+    if table is not None:
+        from housing_mlops.data.draft import draft
+
+        if not target:
+            raise HousingError("Say which column is the price: --target NAME.")
+        typer.echo(draft(table, target, unit), nl=False)
+        return
+    if keys:
+        typer.echo(format_page())
+        return
     now = read_settings()
     declared = load_dataset(dataset or now.dataset, now.home)
     if example:
@@ -491,6 +511,166 @@ def drift(
         return
     verdict, rows = judge_live(now, model)
     typer.echo(verdict)
+    typer.echo(format_table(rows))
+
+# %% ../nbs/cli.ipynb #431bcb81
+@app.command()
+def feedback(
+    source: Annotated[
+        Path, typer.Argument(help="A CSV or Parquet file: prediction_id, price, date.")
+    ],
+    url: Annotated[
+        str, typer.Option(help="The API to send it to; default: the database itself.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--source", help="Who reports these prices, in the database.")
+    ] = "file",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Correct prices that were reported before.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
+) -> None:
+    """Report what houses were sold for; with --url, by the key in HOUSING_API_KEY."""
+    from housing_mlops.operations.feedback import Way, into_log, over_http, send
+    from housing_mlops.prediction_log.database import migrate
+
+    now = read_settings()
+
+    def go(way: Way) -> None:
+        sent = send(source, way, lambda line: typer.echo(line, err=True), not quiet)
+        typer.echo(f"{source}: {sent}.")
+        if sent.refused:
+            raise typer.Exit(1)
+
+    if url:
+        with over_http(url, now.api_key.get_secret_value(), replace) as way:
+            return go(way)
+    model = open_champion(now)
+    with log_engine() as engine:
+        migrate(engine)
+        go(into_log(engine, model, now.feedback_margin, replace, name))
+
+# %% ../nbs/cli.ipynb #32fec969
+@app.command()
+def labels(
+    aside: Annotated[bool, typer.Option("--aside", help="List those that are set aside.")] = False,
+) -> None:
+    """Show the prices paid that a model can learn from, and those that are set aside."""
+    from collections import Counter
+
+    from housing_mlops.prediction_log.database import migrate
+    from housing_mlops.prediction_log.queries import read_sales
+    from housing_mlops.training.labelled import label
+
+    now = read_settings()
+    model = open_champion(now)
+    with log_engine() as engine:
+        migrate(engine)
+        found = label(model.dataset, read_sales(engine), now, model)
+    if aside:
+        rows = [
+            {
+                "prediction": a.sale.id,
+                "sold": f"{a.sale.sold:%Y-%m-%d}",
+                "price": a.sale.price,
+                "source": a.sale.source,
+                "why": a.why,
+            }
+            for a in found.aside
+        ]
+        typer.echo(format_table(rows))
+        return
+    sources = Counter(s.source for s in found.sales)
+    typer.echo(f"{len(found.sales)} sales to learn from, {len(found.aside)} set aside (--aside).")
+    typer.echo(format_table([{"source": n or "(no name)", "sales": c} for n, c in sources.items()]))
+
+# %% ../nbs/cli.ipynb #42b71782
+def describe_look(
+    found: "Look",  # what a look found
+) -> Iterator[str]:
+    """It in words, the decision first."""
+    known = found.evidence.known
+    yield f"{found.decision.act}: {found.decision.reason}"
+    yield (
+        f"{known.new} new sales, {known.region} of the new kind, {known.refused} refused; "
+        f"drift: {', '.join(known.drift) or 'none'}; live error: {known.error or 'no alarm'}"
+    )
+    if found.decision.act == "ask":
+        yield "Find out a price for these first (housing-mlops feedback FILE):"
+        yield format_table(found.evidence.ask)
+    if found.done:
+        yield f"version {found.done['version']}, run {found.done['run_id']}: {found.done.get('reason')}"
+
+
+@app.command()
+def retrain(
+    value: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VALUE", hidden=True, help="The values, one behind each -p NAME."),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--parameter", metavar="NAME VALUE", help="A parameter of the training notebook."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train whatever the evidence says.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would happen; record and train nothing.")
+    ] = False,
+) -> None:
+    """Look at the evidence, and train anew when it says so; each look is on record."""
+    from housing_mlops.operations import notebooks, retraining
+    from housing_mlops.prediction_log.database import migrate
+
+    now = read_settings()
+    if now.retrain == "off" and not force:
+        typer.echo("wait: HOUSING_RETRAIN is off")
+        return
+    given = notebooks.parse_parameters(parameter or [], value or [])
+    with log_engine() as engine:
+        migrate(engine)
+        found = retraining.look(
+            now,
+            engine,
+            lambda more: notebooks.train(more, now),
+            force,
+            dry_run or (now.retrain == "dry-run" and not force),
+            given,
+        )
+    for line in describe_look(found):
+        typer.echo(line)
+    if found.failure:
+        raise HousingError(f"The training failed, and is on record: {found.failure}")
+
+
+@app.command()
+def decisions(
+    limit: Annotated[int, typer.Option(min=1, help="Newest looks to list.")] = 20,
+    trainings: Annotated[
+        bool, typer.Option("--trainings", help="Only those that began a training.")
+    ] = False,
+) -> None:
+    """List the looks at whether to train anew: what was decided, why, and what came of it."""
+    from housing_mlops.prediction_log.database import migrate
+    from housing_mlops.prediction_log.decisions import read_decisions
+
+    with log_engine() as engine:
+        migrate(engine)
+        found = read_decisions(engine, limit, trainings)
+    rows = [
+        {
+            "time": f"{d.time:%Y-%m-%d %H:%M}",
+            "act": d.act,
+            "reason": d.reason,
+            "state": d.state,
+            "version": d.version,
+            "verdict": d.verdict,
+        }
+        for d in found
+    ]
     typer.echo(format_table(rows))
 
 # %% ../nbs/cli.ipynb #f0cc7af7
