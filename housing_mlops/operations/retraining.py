@@ -411,10 +411,10 @@ def champion_of(
     settings: Settings,  # registry and cache folder
 ) -> Model | None:
     """The champion, opened; None when there is none; raises `RegistryError` when nobody can say."""
+    from housing_mlops.registry.client import open_registry
     from housing_mlops.registry.fetch import fetch_version
-    from housing_mlops.registry.store import find_version
 
-    version = find_version(settings, "champion")
+    version = open_registry(settings).model().aliases.get("champion")
     return Model.open(fetch_version(version, settings), version) if version else None
 
 
