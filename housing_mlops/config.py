@@ -194,6 +194,12 @@ class ServerSettings(SettingsGroup):
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="Largest request body, in bytes.")
     max_batch: int = Field(1_000, ge=1, description="Most houses in one batch request.")
     workers: int = Field(1, ge=1, description="Server processes that share the port.")
+    explain_at_once: int = Field(
+        1, ge=1, description="Explanations a process works out at once; the others wait."
+    )
+    explain_wait_s: float = Field(
+        5, gt=0, description="Time an explanation may wait for its turn, beyond which: 503."
+    )
     max_in_progress: int = Field(512, ge=1, description="Requests in progress beyond which: 503.")
     max_connections: int = Field(1_000, ge=1, description="Connections of a process at a time.")
     max_connections_of_one: int = Field(500, ge=1, description="The same, of one address.")

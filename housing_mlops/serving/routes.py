@@ -44,6 +44,7 @@ from housing_mlops.serving.answers import (
     check_price,
     price_bounds,
 )
+from .explain import ExplainedPrediction, add_explain, work_out_in_turn
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
@@ -94,14 +95,21 @@ def add_predict(
     """Add `POST /predict`, for a house of `dataset`."""
     House: Any = dataset.request_model
 
-    @router.post("/predict", response_model=Prediction)
-    async def predict(house: House, request: Request, service: Serve, client: Client) -> Response:
-        """The price of one house."""
+    @router.post("/predict", response_model=ExplainedPrediction | Prediction)
+    async def predict(
+        house: House, request: Request, service: Serve, client: Client, explain: bool = False
+    ) -> Response:
+        """The price of one house; with its reasons where they are asked for."""
         start, model = time.perf_counter(), service.ready()
-        quote = model.quote([row_of(house)])
+        quote, why = model.quote([row_of(house)]), None
+        if explain:  # not among the latencies of prices, for it takes a hundred times as long
+            request.scope["counted_as"] = "/explain"
+            _, why = await work_out_in_turn(service, model, row_of(house))
         [answer] = to_predictions(model, quote, milliseconds(start))
         text = (await request.body()).decode()
         await service.accept([answer], [text], "/predict", request_id(request), client)
+        if why is not None:
+            answer = ExplainedPrediction(**dict(answer), explanation=why)
         return Response(answer.model_dump_json(), media_type="application/json")
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000009
@@ -182,7 +190,7 @@ def pricing_routes(
     dataset: Dataset,  # the declaration of the model that serves
     settings: Settings,  # for the limits
 ) -> APIRouter:
-    """The routes `/predict` and `/predict/batch` for houses of `dataset`."""
+    """The routes `/predict`, `/predict/batch` and `/explain` for houses of `dataset`."""
     router = APIRouter(
         route_class=StrictRoute,
         tags=["pricing"],
@@ -191,6 +199,7 @@ def pricing_routes(
     )
     add_predict(router, dataset)
     add_batch(router, dataset, settings.max_batch)
+    add_explain(router, dataset)
     return router
 
 # %% ../../nbs/8_serving/06_routes.ipynb #f060cab4

@@ -183,6 +183,7 @@ class Service:
         self.judgement: Judgement | None = None  # of drift, for the model in use
         self.judged = 0.0  # when it was made, in seconds since 1970
         self.judging, self.asking = threading.Lock(), asyncio.Semaphore(16)  # of drift, of the log
+        self.explaining = asyncio.Semaphore(settings.explain_at_once)
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.keys = KeyRing(settings)
         self.hosts = HostNames(settings)
