@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from fastapi.testclient import TestClient
+from playwright.sync_api import Browser
 from processes import ROOT
+from servers import Server
 from typer.testing import CliRunner
 
 from housing_mlops.cli import app
@@ -19,11 +22,16 @@ from housing_mlops.model.inference import Model
 from housing_mlops.operations import notebooks, retraining
 from housing_mlops.operations.retraining import look
 from housing_mlops.prediction_log.database import connect, migrate, save_feedback
-from housing_mlops.prediction_log.decisions import read_decisions, record_decision
+from housing_mlops.prediction_log.decisions import (
+    end_decision,
+    read_decisions,
+    record_decision,
+)
 from housing_mlops.prediction_log.queries import read_page
 from housing_mlops.prediction_log.record import LogUnavailable
 from housing_mlops.registry.fetch import fetch_version
 from housing_mlops.registry.store import RegistryError
+from housing_mlops.serving.api import create_app
 
 NOTEBOOK = ROOT / Settings().training_notebook
 QUICK = {"models": ["LinearRegression", "Ridge"], "folds": 3, "repeats": 1, "seed": 7}
@@ -250,3 +258,39 @@ def test_prices_paid_become_a_new_version(
     assert info.parameters["labelled"] == {"since": "", "share": 0.4}
     sales = info.rows - (info.rows * 6) // 10
     assert sales >= 100 and info.rows <= len(table.frame) + 300
+
+
+def test_the_route_and_the_command_list_the_looks(
+    home: Settings, engine: sa.Engine, champion: Model, priced: Priced
+) -> None:
+    pay(engine, priced(300), 1.5)
+    look(home, engine, trained)
+    look(home, engine, never)
+    with TestClient(create_app(home)) as api:
+        newest, first = api.get("/monitoring/decisions").json()["decisions"]
+        [only] = api.get("/monitoring/decisions?trainings=true&limit=1").json()["decisions"]
+    assert newest["act"] == "wait" and "recent" in newest["reason"] and newest["ended"] is None
+    assert only == first and first["version"] == "2" and first["promoted"] is True
+    assert first["evidence"]["new"] >= 50 and "folder" not in first
+    said = CliRunner().invoke(app, ["decisions", "--trainings"], catch_exceptions=False).stdout
+    assert "promoted: better" in said and "recent" not in said
+
+
+def test_the_dashboard_lists_them(
+    serve: Callable[..., Server], browser: Browser, home: Settings
+) -> None:
+    server = serve()
+    log = connect(Settings(home=server.home).database)
+    page = browser.new_page()
+    page.goto(f"{server.address}/dashboard")
+    page.get_by_text("Nobody has looked yet").wait_for()
+    begun = record_decision(log, "train", "drift in LSTAT <b>", {}, "running", "runs/1")
+    end_decision(log, begun, "done", "promoted: better", "r", "7", True)
+    record_decision(log, "ask", "no price paid for a house of the new kind", {})
+    log.dispose()
+    page.reload()
+    page.get_by_text("no price paid").wait_for()
+    rows = page.locator("#decisions tbody tr").all_inner_texts()
+    assert len(rows) == 2 and "ask" in rows[0]
+    assert "drift in LSTAT <b>" in rows[1] and "promoted" in rows[1] and "7" in rows[1]
+    page.close()
