@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TWICE', 'ASK', 'logger', 'SUMMARY', 'Train', 'Known', 'Policy', 'policy_of', 'Decision', 'signals', 'guard', 'decide',
-           'Region', 'find_region', 'live_alarm', 'drifted', 'failures_in_a_row', 'to_ask', 'Evidence', 'gather',
-           'settle', 'complete', 'Look', 'carry_out', 'champion_of', 'look']
+           'Region', 'find_region', 'live_alarm', 'drifted', 'to_ask', 'Evidence', 'gather', 'settle', 'complete',
+           'Look', 'carry_out', 'champion_of', 'look']
 
 # %% ../../nbs/9_operations/04_retraining.ipynb #5f27ec3e
 import json
@@ -27,8 +27,8 @@ from ..model.inference import Model
 from ..monitoring.judgement import WINDOWS, as_observations, drift_reference, judge
 from . import notebooks
 from housing_mlops.prediction_log.decisions import (
-    LoggedDecision,
     end_decision,
+    failures_in_a_row,
     one_training,
     read_decisions,
     record_decision,
@@ -253,16 +253,6 @@ def drifted(
     """What the agreed alarm names."""
     window = read_window(engine, model.dataset, rows, version=model.version)
     return judge(drift_reference(model.dataset, model.reference), as_observations(window)).features
-
-
-def failures_in_a_row(
-    trainings: Sequence[LoggedDecision],  # newest first
-) -> int:
-    """How many of the newest trainings failed or were not promoted, up to the first that was."""
-    for i, one in enumerate(trainings):
-        if one.promoted:
-            return i
-    return len(trainings)
 
 # %% ../../nbs/9_operations/04_retraining.ipynb #0ef1ad72
 ASK = 20  # houses to ask a price for, at most
