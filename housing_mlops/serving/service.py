@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'reporter', 'ChampionWatch', 'intervals', 'to_predictions', 'limits_of', 'to_record',
-           'NoModel', 'Service', 'health_checks', 'declared_cap', 'read_live_error', 'metric_numbers', 'service_of',
-           'admit', 'needs', 'reporter_name']
+           'NoModel', 'Service', 'price_rows', 'check_trial', 'health_checks', 'declared_cap', 'read_live_error',
+           'metric_numbers', 'service_of', 'admit', 'needs', 'reporter_name']
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452954
 import asyncio
@@ -48,6 +48,7 @@ from ..registry.store import RegistryError
 from .answers import Prediction, PriceInterval
 from .guards import HostNames, RateLimit
 from .keys import ROLES, KeyRing, Role
+from .routing import Field, quote_rows
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452956
 logger = logging.getLogger(__name__)
@@ -191,20 +192,18 @@ class Service:
         settings: Settings,  # of this process
     ) -> None:
         self.settings = settings
-        self.champion = ChampionWatch(settings)
+        self.champion, self.field = ChampionWatch(settings), Field(settings)
         self.model: Model | None = None
         self.log: PredictionLog | None = None
-        self.counters = Counters()
+        self.counters, self.in_progress = Counters(), 0  # requests
         self.judgement: Judgement | None = None  # of drift, for the model in use
         self.judged = 0.0  # when it was made, in seconds since 1970
         self.judging, self.asking = threading.Lock(), asyncio.Semaphore(16)  # of drift, of the log
         self.explaining = asyncio.Semaphore(settings.explain_at_once)
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.loop: tuple[str, int] = ("", 0)  # newest decision, and trainings in a row that failed
-        self.keys = KeyRing(settings)
-        self.hosts = HostNames(settings)
+        self.keys, self.hosts = KeyRing(settings), HostNames(settings)
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
-        self.in_progress = 0  # requests
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters
         self.pool = ThreadPoolExecutor(5, "housing")  # a thread a job, and one for `/metrics`
 
@@ -245,7 +244,34 @@ class Service:
         for answer in answers:
             self.counters.version(answer.model_version).add(answer.prediction, limits_of(answer))
 
+# %% ../../nbs/8_serving/05_service.ipynb #5e11d002
+def price_rows(
+    service: Service,  # whose models price
+    rows: Sequence[Sequence[float | str | None]],  # of one request
+    start: float,  # of the request, by `time.perf_counter`
+    client_id: bytes = b"",  # the header X-Client-Id
+) -> list[Prediction]:
+    """The answers in order, each by the model that its row belongs to; raises `NoModel`."""
+    parts = quote_rows(service.field, service.ready(), rows, client_id)
+    took = round((time.perf_counter() - start) * 1e3, 3)
+    answers: dict[int, Prediction] = {}
+    for model, places, quote in parts:
+        answers |= zip(places, to_predictions(model, quote, took), strict=True)
+    return [answers[i] for i in range(len(rows))]
+
 # %% ../../nbs/8_serving/05_service.ipynb #36000012
+def check_trial(
+    field: Field,  # of this worker
+) -> dict[str, Check]:
+    """The trial that this worker takes part in; nothing without one."""
+    if field.problem:
+        return {"trial": Check("degraded", field.problem)}
+    if field.trial is None:
+        return {}
+    version, share = field.trial.version, field.trial.share
+    return {"trial": Check("healthy", f"version {version} answers {share:.3g} of the clients")}
+
+
 def health_checks(
     service: Service,  # of this process
 ) -> dict[str, Check]:
@@ -256,6 +282,7 @@ def health_checks(
         **check_log(service.log.state if service.log else None),
         "disk": check_disk(service.settings.path(service.settings.journal_dir)),
         "drift": check_drift(service.judgement),
+        **check_trial(service.field),
     }
 
 # %% ../../nbs/8_serving/05_service.ipynb #a758b7b8
