@@ -172,6 +172,7 @@ class Turn(NamedTuple):
 
     answers: list[bytes | None]  # in order; None for those that the fallback route has to give
     when_kept: Callable[[], object] = int  # counts them; by default there is nothing to count
+    refused: bool = False  # whether the journal took no record
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #11ac6c73
 class Pricer:
@@ -220,7 +221,7 @@ class Pricer:
             try:
                 self.journal.append_many(records)
             except JournalError:
-                return Turn(answers)
+                return Turn(answers, refused=True)
         for i, answer, _, _, _ in priced:
             answers[i] = answer
         return Turn(answers, partial(self._count, priced))
@@ -253,6 +254,8 @@ class SplitPricer:
             return self.champion.answer(requests, rows)
         try:
             turn = self.challenger.answer(requests, theirs)
+            if turn.refused:
+                return turn  # the fallback route answers, and tells why it cannot
             why = "" if all(turn.answers[i] for i in theirs) else "it gave no price"
         except Exception as error:  # whatever it is, the champion answers
             turn, why = Turn([None] * len(requests)), f"it fails with {error!r}"
