@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Row', 'FastPath', 'SECURITY_HEADERS', 'PRICE_HEADERS', 'PriceRequest', 'is_predict', 'parse_request',
-           'HouseParser', 'Encoder', 'Pricer', 'make_fast_path', 'PriceQueue', 'log_price']
+           'HouseParser', 'Encoder', 'Turn', 'Pricer', 'make_fast_path', 'PriceQueue', 'log_price']
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #1612c3f5
 import asyncio
@@ -57,25 +57,17 @@ def parse_request(
     request_id: bytes = b"",  # that was given to it already
 ) -> PriceRequest | None:
     """A request ready to be priced; None when the fallback route has to answer."""
-    kind = given = key = host = b""
-    for name, value in headers:
-        if name == b"content-type":
-            kind = value
-        elif name == b"x-request-id":
-            given = value
-        elif name == b"host":
-            host = value
-        elif name == b"x-api-key":
-            key = value
-        elif name == b"origin":
-            return None
-    settings = service.settings
-    if kind != b"application/json" or len(body) > settings.max_body_bytes:
+    pairs = [*headers]
+    told = dict(pairs)
+    if len(told) < len(pairs) or b"origin" in told:
         return None
-    client = service.keys.caller(key, "predict")
-    if client is None or not service.hosts.allows(host):
+    kind, most = told.get(b"content-type"), service.settings.max_body_bytes
+    if kind != b"application/json" or len(body) > most:
         return None
-    named = request_id or clean_id(given) or new_id().encode()
+    client = service.keys.caller(told.get(b"x-api-key", b""), "predict")
+    if client is None or not service.hosts.allows(told.get(b"host", b"")):
+        return None
+    named = request_id or clean_id(told.get(b"x-request-id", b"")) or new_id().encode()
     return PriceRequest(body, named, time.perf_counter(), client.encode())
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #70000005
@@ -171,6 +163,13 @@ class Encoder:
             kept,
         )
 
+# %% ../../nbs/8_serving/08_fast_path.ipynb #ba17d332
+class Turn(NamedTuple):
+    """What came of the requests of one turn of the event loop."""
+
+    answers: list[bytes | None]  # in order; None for those that the fallback route has to give
+    when_kept: Callable[[], object] = int  # counts them; by default there is nothing to count
+
 # %% ../../nbs/8_serving/08_fast_path.ipynb #11ac6c73
 class Pricer:
     """Prices requests together: their bodies in, the bodies of their answers out."""
@@ -189,12 +188,12 @@ class Pricer:
     def __call__(
         self,
         requests: Sequence[PriceRequest],  # of one turn
-    ) -> list[bytes | None]:
-        """The answers in order, with None for those that the fallback route has to give."""
+    ) -> Turn:
+        """The answers, whose records stand in the journal; they are not counted yet."""
         answers: list[bytes | None] = [None] * len(requests)
         rows = self.parse(requests)
         if not rows:
-            return answers
+            return Turn(answers)
         quote = self.model.quote([*rows.values()])
         numbers = zip(*quote.values.tolist(), strict=True)
         time_us, now = time.time_ns() // 1000, time.perf_counter()
@@ -209,15 +208,18 @@ class Pricer:
             try:
                 self.journal.append_many(records)
             except JournalError:
-                return answers
-        for i, answer, price, limits, seconds in priced:
+                return Turn(answers)
+        for i, answer, _, _, _ in priced:
             answers[i] = answer
+        return Turn(answers, partial(self._count, priced))
+
+    def _count(self, priced: Sequence[tuple[int, bytes, float, Limits, float]]) -> None:
+        for _, _, price, limits, seconds in priced:
             self.prices.add(price, limits)
             self.latencies.add(seconds)
-        return answers
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #a905257a
-FastPath = Callable[[list[PriceRequest]], list[bytes | None]]
+FastPath = Callable[[list[PriceRequest]], Turn]
 
 
 def make_fast_path(
@@ -260,24 +262,26 @@ class PriceQueue:
 
     def _price(self) -> None:
         waiting, self._waiting = self._waiting, []
-        answers: list[bytes | None] = [None] * len(waiting)
+        turn = Turn([None] * len(waiting))
         try:
             if self.fast_path is not None:
-                answers = self.fast_path([request for request, _ in waiting])
+                turn = self.fast_path([request for request, _ in waiting])
         except Exception:
             logger.exception("The fast path failed; the fallback route answers.")
         if self.when_kept is None:
-            _give(waiting, answers, True)
+            _give(waiting, turn, True)
         else:
-            self.when_kept(partial(_give, waiting, answers))
+            self.when_kept(partial(_give, waiting, turn))
 
 
 def _give(
     waiting: Sequence[tuple[PriceRequest, Callable[[bytes | None], object]]],
-    answers: Sequence[bytes | None],
-    kept: bool,
+    turn: Turn,
+    kept: bool,  # whether the records are as durable as was asked
 ) -> None:
-    for (_, callback), answer in zip(waiting, answers, strict=True):
+    if kept:
+        turn.when_kept()
+    for (_, callback), answer in zip(waiting, turn.answers, strict=True):
         callback(answer if kept else None)
 
 
