@@ -407,7 +407,7 @@ def open_champion(
         raise HousingError("There is no champion yet: train one with `housing-mlops train`.")
     return Model.open(champion.folder, champion.version, settings.interval)
 
-
+# %% ../nbs/cli.ipynb #28f7a313
 def tell_price(
     price: float,  # of one house
     ends: tuple[float, float] | None,  # of its interval

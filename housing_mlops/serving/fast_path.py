@@ -109,7 +109,7 @@ def _said(limits: Limits) -> bytes:
 
 _USUAL = _said(USUAL)
 
-
+# %% ../../nbs/8_serving/08_fast_path.ipynb #d748babf
 class Encoder:
     """Writes a price as the body of an answer and as a record of the journal."""
 
