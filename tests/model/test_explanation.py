@@ -105,6 +105,14 @@ def test_what_is_the_same_adds_exactly_nothing(same: list[int]) -> None:
     )
 
 
+def test_what_both_do_not_know_adds_nothing() -> None:
+    house, other = [120.0, 4, None, "Belem", None], [80.0, 3, None, "Alfama", None]
+    found, design = contributions(
+        price, to_tensors(FLATS, [house]), to_tensors(FLATS, [other]), calls=1024
+    )
+    assert design is not None and len(design.coalitions) == 8 and found[2] == found[4] == 0
+
+
 @pytest.mark.parametrize("features", [11, 14, 20, 30])
 def test_a_drawn_design_adds_up_and_knows_pairs(features: int) -> None:
     """Paired coalitions are exact where no more than two features act together."""
@@ -277,11 +285,16 @@ def test_a_price_at_the_end_of_its_range_is_explained_as_it_is_told(
     bundles: dict[str, Path], rooms: float, price: float
 ) -> None:
     model = Model.open(bundles["Ridge"], "1")
-    told = explain(model, house_of(model, 398 if price == 0 else 0, RM=rooms))
-    assert told.price == price
-    assert sum(Decimal(repr(r.contribution)) for r in told.reasons) == Decimal(
-        repr(told.price)
-    ) - Decimal(repr(told.base))
+    row = house_of(model, 398 if price == 0 else 0, RM=rooms)
+    told, basis = explain(model, row), model.info.basis
+    assert told.price == price and basis is not None
+    whole = sum(Decimal(repr(r.contribution)) for r in told.reasons)
+    assert whole == Decimal(repr(told.price)) - Decimal(repr(told.base))
+    house, other = (to_tensors(model.dataset, [r]) for r in (row, [*basis.house.values()]))
+    found, _ = contributions(as_told(model.band, model.price), house, other, basis.calls)
+    by_name = dict(zip(model.dataset.columns, found, strict=True))
+    for reason in told.reasons:
+        assert reason.contribution == pytest.approx(by_name[reason.feature], abs=1e-4)
 
 
 def test_a_bundle_of_an_earlier_release_is_explained(mixed: Model) -> None:
