@@ -38,6 +38,14 @@ class Target(Declared):
     meaning: str = Field("", description="What the price is of, in a line.")
     minimum: float | None = Field(None, description="A price below it is a mistake.")
     maximum: float | None = Field(None, description="A price above it is a mistake.")
+    cap: float | None = Field(None, description="Recorded where the price was that much or more.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        limits = [x for x in (self.minimum, self.cap, self.maximum) if x is not None]
+        if limits != sorted(limits):
+            raise ValueError(f"{self.name}: minimum, cap and maximum have to stand in this order")
+        return self
 
 # %% ../nbs/01_schema.ipynb #1d5a3046
 class Source(Declared):
@@ -70,6 +78,9 @@ class Feature(Declared):
         (), description="The texts of a category that training may meet; empty: any."
     )
     nullable: bool = Field(False, description="Whether the value may be unknown.")
+    changeable: bool = Field(
+        False, description="Whether an owner could change the number: its price is shown along it."
+    )
     example: float | str | None = Field(
         None, description="A value for the documentation; one that may be unknown needs none."
     )
@@ -90,6 +101,8 @@ class Feature(Declared):
             raise ValueError(f"{self.name}: a category has no minimum or maximum")
         if not self.is_category and self.categories:
             raise ValueError(f"{self.name}: only a category has categories")
+        if self.is_category and self.changeable:
+            raise ValueError(f"{self.name}: only a number can be changeable, for it has a range")
         if bool(self.date) != bool(self.part) or (self.date and self.type != "integer"):
             raise ValueError(f"{self.name}: an integer may have a date and its part, both or none")
         if self.example is None and not self.nullable:
@@ -338,6 +351,7 @@ def format_page() -> str:
     lines = []
     parts: dict[str, type[Declared]] = {"The file": Declaration}
     parts |= {"`[target]`": Target, "`[source]`": Source, "`[[features]]`": Feature}
+    parts |= {"`[[behaviours]]`": Behaviour}
     for title, model in parts.items():
         lines += [
             f"**{title}**: {model.__doc__}\n",

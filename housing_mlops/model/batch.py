@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'UNKNOWN', 'KINDS', 'STREAM', 'Write', 'BatchError', 'Piece', 'Houses', 'check_header', 'arrow',
-           'open_houses', 'numbers_of', 'texts_of', 'column_of', 'doubtful', 'reasons', 'answer', 'price_piece',
-           'Count', 'price_file']
+           'open_houses', 'numbers_of', 'texts_of', 'column_of', 'doubtful', 'reasons', 'price_piece', 'Count',
+           'price_file']
 
 # %% ../../nbs/3_model/03_batch.ipynb #c22383a4
 import csv
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..config import HousingError
 from ..data.dates import date_parts
 from ..files import replace_file
-from .inference import Model, Quote, as_inputs
+from .inference import Model, as_inputs
 from ..schema import Dataset, Feature
 
 # %% ../../nbs/3_model/03_batch.ipynb #35fd8916
@@ -35,7 +35,8 @@ PIECE = 10_000  # houses priced in one call
 UNKNOWN = frozenset(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"])
 KINDS = {  # of the columns that are added: what Parquet holds them as
     **dict.fromkeys(("prediction", "low", "high"), "double"),
-    "error": "string",
+    **dict.fromkeys(("clipped", "capped", "in_domain"), "bool"),
+    **dict.fromkeys(("outside", "error"), "string"),
 }
 
 
@@ -288,18 +289,6 @@ def _as_asked(feature: Feature, value: Any, piece: Piece, row: int) -> Any:
     return float(value)
 
 # %% ../../nbs/3_model/03_batch.ipynb #b0ce9bc2
-def answer(
-    quote: Quote,  # of some houses
-) -> dict[str, Sequence[Any]]:
-    """The columns that are added for houses that have a price."""
-    nothing = [None] * len(quote.prices)
-    return {
-        "prediction": quote.prices.tolist(),
-        "low": nothing if quote.low is None else quote.low.tolist(),
-        "high": nothing if quote.high is None else quote.high.tolist(),
-    }
-
-
 def price_piece(
     model: Model,  # that prices
     piece: Piece,  # as from `open_houses`
@@ -319,7 +308,7 @@ def price_piece(
         )
         texts = np.array([columns[c] for c in names[n:]], dtype=object).reshape(-1, rows)
         quote = model.quote_tensors(as_inputs(dataset, numbers, texts.T[kept]))
-        for name, values in answer(quote).items():
+        for name, values in quote.table().items():
             for row, value in zip(kept, values, strict=True):
                 added[name][row] = value
     return added

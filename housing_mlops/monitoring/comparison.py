@@ -185,7 +185,7 @@ WORLDS = (
     World("3.0 against 2.5", (3.0,) * 4, (2.5,) * 4),
 )
 
-
+# %% ../../nbs/7_monitoring/11_comparison.ipynb #f9ecf9cf
 def draw_errors(
     world: World,  # to live in
     band: NDArray[np.intp],  # of each house

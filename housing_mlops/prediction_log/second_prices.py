@@ -59,7 +59,7 @@ def houses_without(
     with reach(engine) as connection:
         return connection.execute(query.order_by(p.time_us, p.id).limit(n)).all()
 
-
+# %% ../../nbs/6_prediction_log/19_second_prices.ipynb #e13f6f5d
 _ADD = sa.text(
     "INSERT INTO second_prices (prediction_id, model_version, price) "
     "VALUES (:prediction_id, :model_version, :price) ON CONFLICT DO NOTHING"
@@ -141,7 +141,7 @@ def distinct(
     _, last = np.unique(np.stack([one[::-1], other[::-1]]), axis=1, return_index=True)
     return np.sort(len(one) - 1 - last)
 
-
+# %% ../../nbs/6_prediction_log/19_second_prices.ipynb #5a8d95d7
 def read_pairs(
     engine: sa.Engine,  # of a migrated database
     pair: Pair,  # the versions on trial

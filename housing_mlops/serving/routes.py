@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitoring', 'reports', 'RowLimit', 'VersionFilter',
-           'Log', 'Own', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
+           'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
            'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz', 'health',
            'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv', 'read_rows',
-           'recent_predictions', 'drift', 'traffic', 'prices', 'live_error']
+           'recent_predictions', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
 
 # %% ../../nbs/8_serving/06_routes.ipynb #c13716a3
 import asyncio
@@ -44,14 +44,17 @@ from housing_mlops.serving.answers import (
     check_price,
     price_bounds,
 )
+from .explain import ExplainedPrediction, add_explain, work_out_in_turn
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
     Service,
+    declared_cap,
     health_checks,
     metric_numbers,
     needs,
     reporter,
+    reporter_name,
     to_predictions,
 )
 
@@ -93,14 +96,21 @@ def add_predict(
     """Add `POST /predict`, for a house of `dataset`."""
     House: Any = dataset.request_model
 
-    @router.post("/predict", response_model=Prediction)
-    async def predict(house: House, request: Request, service: Serve, client: Client) -> Response:
-        """The price of one house."""
+    @router.post("/predict", response_model=ExplainedPrediction | Prediction)
+    async def predict(
+        house: House, request: Request, service: Serve, client: Client, explain: bool = False
+    ) -> Response:
+        """The price of one house; with its reasons where they are asked for."""
         start, model = time.perf_counter(), service.ready()
-        quote = model.quote([row_of(house)])
+        quote, why = model.quote([row_of(house)]), None
+        if explain:  # not among the latencies of prices, for it takes a hundred times as long
+            request.scope["counted_as"] = "/explain"
+            _, why = await work_out_in_turn(service, model, row_of(house))
         [answer] = to_predictions(model, quote, milliseconds(start))
         text = (await request.body()).decode()
         await service.accept([answer], [text], "/predict", request_id(request), client)
+        if why is not None:
+            answer = ExplainedPrediction(**dict(answer), explanation=why)
         return Response(answer.model_dump_json(), media_type="application/json")
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000009
@@ -181,7 +191,7 @@ def pricing_routes(
     dataset: Dataset,  # the declaration of the model that serves
     settings: Settings,  # for the limits
 ) -> APIRouter:
-    """The routes `/predict` and `/predict/batch` for houses of `dataset`."""
+    """The routes `/predict`, `/predict/batch` and `/explain` for houses of `dataset`."""
     router = APIRouter(
         route_class=StrictRoute,
         tags=["pricing"],
@@ -190,6 +200,7 @@ def pricing_routes(
     )
     add_predict(router, dataset)
     add_batch(router, dataset, settings.max_batch)
+    add_explain(router, dataset)
     return router
 
 # %% ../../nbs/8_serving/06_routes.ipynb #f060cab4
@@ -307,6 +318,7 @@ async def log_of(service: Serve) -> AsyncIterator[PredictionLog]:
 
 Log = Annotated[PredictionLog, Depends(log_of)]
 Own = Annotated[str | None, reporter]  # whose prices alone may be reported on; None: any
+Source = Annotated[str, Depends(reporter_name)]
 
 # %% ../../nbs/8_serving/06_routes.ipynb #5000001e
 def report_range(
@@ -327,7 +339,7 @@ def report_range(
         409: {"model": Problem, "description": "Another price was reported before"},
     },
 )
-def feedback(given: Feedback, service: Serve, log: Log, own: Own) -> dict[str, str]:
+def feedback(given: Feedback, service: Serve, log: Log, own: Own, source: Source) -> dict[str, str]:
     """Report what a house was really sold for, by the identifier of its prediction.
 
     A key with the role `predict` may report once on each price that it asked for.
@@ -336,7 +348,7 @@ def feedback(given: Feedback, service: Serve, log: Log, own: Own) -> dict[str, s
         raise HTTPException(403, "To correct a report takes a key with the role feedback.")
     check_price(given.price, *report_range(service))
     report = (given.prediction_id, given.price, given.time, given.replace)
-    state = take_feedback(log, *report, client=own)
+    state = take_feedback(log, *report, client=own, source=source)
     return {"prediction_id": given.prediction_id, "status": state}
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000021
@@ -428,12 +440,37 @@ def prices(service: Serve, log: Log, n: RowLimit = 2_000) -> dict[str, Any]:
 # %% ../../nbs/8_serving/06_routes.ipynb #5000002b
 @monitoring.get("/monitoring/live-error")
 def live_error(
+    service: Serve,
     log: Log,
     n: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     version: VersionFilter = None,
 ) -> dict[str, Any]:
-    """The errors against the actual prices, by model version."""
+    """The errors against the actual prices, by model version, and for the newest 1,000 of each the
+    share inside the interval by quarter of the predicted price."""
     from housing_mlops.prediction_log import queries
 
-    rows = queries.live_error(log.engine, n, version=version)
-    return {"versions": [row._asdict() for row in rows]}
+    cap = declared_cap(service)
+    rows = queries.live_error(log.engine, n, version=version, cap=cap)
+    found = []
+    for row in rows:
+        quarters = queries.inside_by_quarter(
+            log.engine, row.model, row.model_version, min(n or 1000, 1000), cap
+        )
+        found.append({**row._asdict(), "quarters": [q._asdict() for q in quarters]})
+    return {"versions": found}
+
+# %% ../../nbs/8_serving/06_routes.ipynb #a8239902
+@monitoring.get("/monitoring/decisions")
+def decisions(
+    log: Log,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
+    trainings: bool = False,
+) -> dict[str, Any]:
+    """The looks at whether to train anew, newest first: what was decided, and why."""
+    from housing_mlops.prediction_log.decisions import read_decisions
+
+    found = [asdict(row) for row in read_decisions(log.engine, limit, trainings)]
+    for row in found:
+        del row["folder"]
+        row |= {k: row[k] and row[k].isoformat() for k in ("time", "ended")}
+    return {"decisions": found}

@@ -78,9 +78,10 @@ def test_every_column_is_passed_through(
     assert priced["id"].tolist() == frame["id"].tolist()
     assert np.allclose(priced[table.dataset.columns], table.features)
     assert pd.to_datetime(priced["seen"]).eq(frame["seen"]).all()
-    quote = model.quote(table.features.to_numpy().tolist())
-    assert np.allclose(priced["prediction"], quote.prices, rtol=1e-6)
-    assert np.allclose(priced["low"], quote.low) and np.allclose(priced["high"], quote.high)
+    told = pd.DataFrame(model.quote(table.features.to_numpy().tolist()).table())
+    assert np.allclose(priced[["prediction", "low", "high"]], told[["prediction", "low", "high"]])
+    assert priced["clipped"].tolist() == told["clipped"].tolist()
+    assert priced["outside"].fillna("").tolist() == told["outside"].tolist()
     if source == target == "parquet":
         assert priced.dtypes[frame.columns].equals(pd.read_parquet(path[source]).dtypes)
 
@@ -106,7 +107,7 @@ def test_a_refused_house_keeps_its_cells_and_gets_its_reasons(
         count = price_file(model, tmp_path / "homes.csv", tmp_path / name, progress=False)
         assert count == (2, 2)
     priced = pd.read_csv(tmp_path / "out.csv")
-    assert priced["RM"][1] == "six" and priced.loc[[1, 2], "prediction":"high"].isna().all(
+    assert priced["RM"][1] == "six" and priced.loc[[1, 2], "prediction":"outside"].isna().all(
         axis=None
     )
     assert "RM: Input should be a valid number; AGE: Input should be less" in priced["error"][1]
