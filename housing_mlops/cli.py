@@ -443,12 +443,16 @@ def predict(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="A CSV or Parquet file; without it, one house as JSON on standard input."
+            help="A CSV or Parquet file, or - for one on standard input; "
+            "without it, one house as JSON on standard input."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write, .csv or .parquet; default: beside the source."),
+        typer.Option(
+            help="The file to write, .csv or .parquet, or - for CSV on standard output; "
+            "default: beside the source, or where that is standard input, standard output."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
@@ -459,9 +463,11 @@ def predict(
     if source is None:
         typer.echo(json.dumps(quote_house(model, sys.stdin.read())))
         return
-    target = out or source.with_name(f"{source.stem}-priced{source.suffix}")
+    beside = source.with_name(f"{source.stem}-priced{source.suffix}")
+    target = out or (source if source == Path("-") else beside)
     count = price_file(model, source, target, not quiet)
-    typer.echo(f"{target}: {count.priced} priced, {count.refused} refused (column error).")
+    said = f"{count.priced} priced, {count.refused} refused (column error)."
+    typer.echo(f"{target}: {said}", err=target == Path("-"))
 
 # %% ../nbs/cli.ipynb #d8dc2cff
 def judge_live(
