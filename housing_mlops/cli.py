@@ -410,10 +410,12 @@ def open_champion(
 def quote_house(
     model: "Model",  # that prices
     house: str,  # a JSON object
+    explained: int = 0,  # reasons of its price
 ) -> dict[str, Any]:
     """The price of one house, as the command prints it; raises `HousingError` naming each fault."""
     from pydantic import ValidationError
 
+    from housing_mlops.model.explanation import as_columns, explain
     from housing_mlops.model.inference import row_of
 
     try:
@@ -424,6 +426,7 @@ def quote_house(
     quote = model.quote([row])
     [limits] = quote.limits
     ends = None if quote.low is None or quote.high is None else (quote.low[0], quote.high[0])
+    told = as_columns(explain(model, row), explained) if explained else {}
     return {
         "prediction": float(quote.prices[0]),
         "unit": model.dataset.target.unit,
@@ -435,6 +438,7 @@ def quote_house(
         "outside": list(limits.outside),
         "model": model.info.model,
         "model_version": model.version,
+        **told,
     }
 
 # %% ../nbs/cli.ipynb #8e0810ff
@@ -454,6 +458,15 @@ def predict(
             "default: beside the source, or where that is standard input, standard output."
         ),
     ] = None,
+    explained: Annotated[
+        int,
+        typer.Option(
+            "--explain",
+            metavar="N",
+            min=0,
+            help="Say why: the N largest contributions to each price; some 10 ms a house.",
+        ),
+    ] = 0,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
     """Price one house from standard input, or a file of houses."""
@@ -461,11 +474,11 @@ def predict(
 
     model = open_champion(read_settings())
     if source is None:
-        typer.echo(json.dumps(quote_house(model, sys.stdin.read())))
+        typer.echo(json.dumps(quote_house(model, sys.stdin.read(), explained)))
         return
     beside = source.with_name(f"{source.stem}-priced{source.suffix}")
     target = out or (source if source == Path("-") else beside)
-    count = price_file(model, source, target, not quiet)
+    count = price_file(model, source, target, not quiet, explained)
     said = f"{count.priced} priced, {count.refused} refused (column error)."
     typer.echo(f"{target}: {said}", err=target == Path("-"))
 
