@@ -126,7 +126,7 @@ def process_cost(
 ) -> Cost:
     """Of the Gaussian process: its gradient holds a matrix of rows by rows for each column."""
     cells = min(rows, GaussianProcess().max_rows) ** 2 * (columns + 1)
-    return Cost(cells * 1e-6, cells * 32e-6)
+    return Cost(cells * 6e-7, cells * 32e-6)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ CANDIDATES = {
             lambda seed: HistGradientBoostingRegressor(random_state=seed),
             partial(tree_cost, 2e-7, 0),
         ),
-        Candidate("GradientBoosting", False, gradient_boosting, partial(tree_cost, 1e-6, 0)),
+        Candidate("GradientBoosting", False, gradient_boosting, partial(tree_cost, 1.3e-6, 0)),
         Candidate(
             "GaussianProcess",
             True,
