@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Row', 'FastPath', 'SECURITY_HEADERS', 'PRICE_HEADERS', 'PriceRequest', 'is_predict', 'parse_request',
-           'HouseParser', 'Encoder', 'Turn', 'make_fast_path', 'PriceQueue', 'log_price']
+           'HouseParser', 'Encoder', 'Turn', 'Pricer', 'make_fast_path', 'PriceQueue', 'log_price']
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #1612c3f5
 import asyncio
@@ -208,21 +208,14 @@ class Pricer:
             try:
                 self.journal.append_many(records)
             except JournalError:
-<<<<<<< /tmp/tmpiu_0s1c8
-                return answers
-        for i, answer, price, limits, seconds in priced:
-            answers[i] = answer
-            self.prices.add(price, limits)
-=======
                 return Turn(answers)
-        for i, answer, _, _ in priced:
+        for i, answer, _, _, _ in priced:
             answers[i] = answer
         return Turn(answers, partial(self._count, priced))
 
-    def _count(self, priced: list[tuple[int, bytes, float, float]]) -> None:
-        for _, _, price, seconds in priced:
-            self.prices.add(price)
->>>>>>> /tmp/tmp__iglqi6
+    def _count(self, priced: Sequence[tuple[int, bytes, float, Limits, float]]) -> None:
+        for _, _, price, limits, seconds in priced:
+            self.prices.add(price, limits)
             self.latencies.add(seconds)
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #a905257a
