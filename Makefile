@@ -110,7 +110,7 @@ env: ## make .env, with random passwords, for the container stack
 
 up: ## build and start the container stack and wait until it serves; ARGS="--profile observability": with Grafana
 	@test -f .env || { echo "There is no .env yet: \`make env\` makes it."; exit 1; }
-	@$(compose) $(ARGS) up -d --build
+	@REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(compose) $(ARGS) up -d --build
 	@$(PYTHON) deploy/wait_ready.py
 
 down: ## stop the container stack; ARGS=-v removes its data too

@@ -277,8 +277,8 @@ def read_live_error(
     if service.log is not None:
         engine, cap = service.log.engine, declared_cap(service)
         rows = queries.live_error(engine, cap=cap)
-        service.live = tuple(row._asdict() for row in rows)
         service.loop = loop_state(engine)
+        service.live = tuple(row._asdict() for row in rows)
         for row in service.live[:1]:  # of the version used last
             found = queries.inside_by_quarter(engine, row["model"], row["model_version"], cap=cap)
             row["quarters"] = [quarter._asdict() for quarter in found]
