@@ -38,6 +38,14 @@ class Target(Declared):
     meaning: str = Field("", description="What the price is of, in a line.")
     minimum: float | None = Field(None, description="A price below it is a mistake.")
     maximum: float | None = Field(None, description="A price above it is a mistake.")
+    cap: float | None = Field(None, description="Recorded where the price was that much or more.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        limits = [x for x in (self.minimum, self.cap, self.maximum) if x is not None]
+        if limits != sorted(limits):
+            raise ValueError(f"{self.name}: minimum, cap and maximum have to stand in this order")
+        return self
 
 # %% ../nbs/01_schema.ipynb #1d5a3046
 class Source(Declared):
