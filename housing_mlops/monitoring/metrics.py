@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIMITS', 'Numbers', 'model_age', 'requests_as_json', 'latency_as_json', 'predictions_as_json', 'model_as_json',
            'drift_as_json', 'as_json', 'latency_family', 'counter_family', 'gauge_family', 'state_family',
-           'request_metrics', 'model_metrics', 'log_metrics', 'drift_metrics', 'live_error_metrics', 'NumbersCollector',
-           'exposition']
+           'request_metrics', 'model_metrics', 'log_metrics', 'drift_metrics', 'live_error_metrics',
+           'retraining_metrics', 'NumbersCollector', 'exposition']
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #ee2c58f8
 import time
@@ -42,6 +42,7 @@ class Numbers:
     drift: Judgement | None = None
     live: tuple[Mapping[str, Any], ...] = ()  # live error, a mapping a model version
     health: State = "healthy"
+    loop: tuple[str, int] = ("", 0)  # newest decision about training, and how many failed in a row
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #3898b15c
 def model_age(
@@ -134,6 +135,7 @@ def as_json(
         "log": asdict(numbers.log) if numbers.log else None,
         "drift": drift_as_json(numbers.drift),
         "live_error": list(numbers.live),
+        "retraining": {"decision": numbers.loop[0] or None, "failures": numbers.loop[1]},
     }
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #d4ef107c
@@ -305,6 +307,25 @@ def live_error_metrics(
         ],
     )
 
+# %% ../../nbs/7_monitoring/07_metrics.ipynb #f7fd3a56
+def retraining_metrics(
+    act: str,  # the newest decision; empty when there is none
+    failures: int,  # trainings in a row, up to now, that failed
+) -> Iterator[Metric]:
+    """What was last decided about training anew, and what failed."""
+    yield gauge_family(
+        "housing_retraining_decision",
+        "1 for the newest decision about training anew: train, wait, ask or hold.",
+        ["act"],
+        [([act], 1)] if act else [],
+    )
+    yield gauge_family(
+        "housing_retraining_failures",
+        "Trainings of the loop in a row, up to now, that failed.",
+        [],
+        [([], failures)],
+    )
+
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #2ce2c7ee
 class NumbersCollector(Collector):
     """The metrics of one moment, as a registry collects them."""
@@ -326,6 +347,7 @@ class NumbersCollector(Collector):
         if n.drift:
             yield from drift_metrics(n.drift)
         yield from live_error_metrics(n.live)
+        yield from retraining_metrics(*n.loop)
 
 
 def exposition(

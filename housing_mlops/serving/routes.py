@@ -7,7 +7,7 @@ __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitori
            'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
            'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz', 'health',
            'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv', 'read_rows',
-           'recent_predictions', 'drift', 'traffic', 'prices', 'live_error']
+           'recent_predictions', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
 
 # %% ../../nbs/8_serving/06_routes.ipynb #c13716a3
 import asyncio
@@ -458,3 +458,19 @@ def live_error(
         )
         found.append({**row._asdict(), "quarters": [q._asdict() for q in quarters]})
     return {"versions": found}
+
+# %% ../../nbs/8_serving/06_routes.ipynb #a8239902
+@monitoring.get("/monitoring/decisions")
+def decisions(
+    log: Log,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
+    trainings: bool = False,
+) -> dict[str, Any]:
+    """The looks at whether to train anew, newest first: what was decided, and why."""
+    from housing_mlops.prediction_log.decisions import read_decisions
+
+    found = [asdict(row) for row in read_decisions(log.engine, limit, trainings)]
+    for row in found:
+        del row["folder"]
+        row |= {k: row[k] and row[k].isoformat() for k in ("time", "ended")}
+    return {"decisions": found}

@@ -200,6 +200,7 @@ class Service:
         self.judging, self.asking = threading.Lock(), asyncio.Semaphore(16)  # of drift, of the log
         self.explaining = asyncio.Semaphore(settings.explain_at_once)
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
+        self.loop: tuple[str, int] = ("", 0)  # newest decision, and trainings in a row that failed
         self.keys = KeyRing(settings)
         self.hosts = HostNames(settings)
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
@@ -270,11 +271,13 @@ def read_live_error(
 ) -> float:
     """Seconds that it took to read the live error for `/metrics`; raises `LogUnavailable`."""
     from housing_mlops.prediction_log import queries  # SQLAlchemy: half of the time to start
+    from housing_mlops.prediction_log.decisions import loop_state
 
     begun = time.perf_counter()
     if service.log is not None:
         engine, cap = service.log.engine, declared_cap(service)
         rows = queries.live_error(engine, cap=cap)
+        service.loop = loop_state(engine)
         service.live = tuple(row._asdict() for row in rows)
         for row in service.live[:1]:  # of the version used last
             found = queries.inside_by_quarter(engine, row["model"], row["model_version"], cap=cap)
@@ -291,7 +294,9 @@ def metric_numbers(
     state = gather_log(log.state, folder, service.worker) if log else None
     whole = gather(service.counters, folder, service.worker)
     health = overall(health_checks(service))
-    return Numbers(whole, service.model, state, service.judgement, service.live, health)
+    return Numbers(
+        whole, service.model, state, service.judgement, service.live, health, service.loop
+    )
 
 # %% ../../nbs/8_serving/05_service.ipynb #c8fc198a
 def service_of(

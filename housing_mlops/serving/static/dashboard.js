@@ -385,6 +385,19 @@ function drawWhy() {
   for (const one of explanation.contrasts) contrasts.append(...contrast(contrasts, one, unit));
 }
 
+function drawDecisions() {
+  const { body, fault } = said.decisions;
+  if (fault) return $("decisions").replaceChildren(note(fault, true));
+  if (!body.decisions.length) return $("decisions").replaceChildren(note("Nobody has looked yet (housing-mlops retrain)."));
+  const columns = [["time", ""], ["decision", ""], ["reason", ""], ["training", "spare"], ["version", ""], ["verdict", "spare"]];
+  const rows = body.decisions.map((d) => {
+    const at = new Date(d.time);
+    const came = d.state === "done" ? (d.promoted ? "promoted" : "not promoted") : d.state;
+    return [`${day(at)} ${clock(at)}`, d.act, d.reason, came || "–", d.version ?? "–", d.verdict ?? "–"];
+  });
+  $("decisions").replaceChildren(table(columns, rows));
+}
+
 function drawTiles() {
   const { metrics, traffic, drift } = said;
   const tiles = [];
@@ -419,6 +432,7 @@ const ROUTES = { // route, how to draw it, seconds between two questions
   recent: [() => "monitoring/predictions?limit=15", drawRecent, 5],
   prices: [() => "monitoring/prices", () => { drawPrices(); drawTiles(); }, 15],
   error: [() => "monitoring/live-error", drawError, 15],
+  decisions: [() => "monitoring/decisions?limit=10", drawDecisions, 30],
   drift: [() => "monitoring/drift", () => { drawDrift(); drawTiles(); }, 15],
 };
 
