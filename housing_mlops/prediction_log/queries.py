@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['chosen', 'sold', 'LoggedPrediction', 'Page', 'parse_cursor', 'read_page', 'error_figures', 'newest_sales',
            'LiveError', 'live_error', 'number', 'columns', 'Window', 'read_window', 'read_prices', 'slice_minutes',
-           'by_slice', 'Slice', 'slice_of', 'traffic_over_time']
+           'by_slice', 'Slice', 'slice_of', 'traffic_over_time', 'Sale', 'read_sales']
 
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #c27b70aa
 import json
@@ -320,3 +320,36 @@ def traffic_over_time(
             found.setdefault(number, []).append(cell)
     at = (from_us(i * length * MINUTE_US) for i in range(begin, end))
     return [slice_of(t, found.get(i, [])) for i, t in zip(range(begin, end), at, strict=True)]
+
+# %% ../../nbs/6_prediction_log/11_queries.ipynb #7060c056
+class Sale(NamedTuple):
+    """A house that was priced and then sold."""
+
+    id: str  # of the prediction
+    features: dict[str, Any]  # as they were sent
+    predicted: float  # the price that was given
+    version: str  # of the model that gave it
+    price: float  # that was paid
+    sold: datetime
+    reported: datetime
+    source: str  # who reported it; empty where nobody knows
+
+
+def read_sales(
+    engine: sa.Engine,  # of a migrated database
+    since: datetime | None = None,  # only houses sold from then on
+) -> list[Sale]:
+    """Every sale, by the time of the sale; raises `LogUnavailable`."""
+    p, f = predictions.c, feedback.c
+    text = sa.cast(p.features, sa.Text)
+    columns = (p.id, text, p.price, p.model_version, f.price, f.time_us, f.reported_us, f.source)
+    query = sa.select(*columns).join(feedback).order_by(f.time_us, p.id)
+    if since is not None:
+        query = query.where(f.time_us >= to_us(since))
+    with reach(engine) as connection:
+        rows = connection.execute(query).all()
+    houses = json.loads(f"[{','.join(row[1] for row in rows)}]")
+    return [
+        Sale(r[0], house, r[2], r[3], r[4], from_us(r[5]), from_us(r[6]), r[7])
+        for r, house in zip(rows, houses, strict=True)
+    ]

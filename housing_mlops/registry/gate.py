@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Check', 'Verdict', 'refusal', 'check_bundle', 'check_baseline', 'restrict', 'Comparisons', 'comparisons', 'told_gain',
-           'check_gain', 'segments', 'check_harm', 'moved', 'check_behaviour', 'half_widths', 'coverage_bounds',
-           'check_coverage', 'judge']
+           'check_gain', 'segments', 'check_harm', 'moved', 'check_behaviour', 'coverage_bounds', 'check_coverage',
+           'judge']
 
 # %% ../../nbs/5_registry/05_gate.ipynb #4c26f13b
 from collections.abc import Sequence
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ..config import Settings
-from ..model.bundle import BundleInfo
 from ..model.inference import Model, as_inputs
+from ..model.interval import Band
 from housing_mlops.registry.comparison import (
     LEAST,
     Comparison,
-    Floats,
     Rows,
     compare,
     compare_rows,
@@ -286,15 +285,6 @@ def check_behaviour(
     return checks
 
 # %% ../../nbs/5_registry/05_gate.ipynb #ef9b8b8e
-def half_widths(
-    info: BundleInfo,  # with an interval
-    prices: Floats,  # of any shape
-) -> Floats:
-    """Half the width of the interval around each price."""
-    assert info.interval is not None
-    return np.full_like(prices, info.interval.half_width)
-
-
 def coverage_bounds(
     coverage: float,  # promised
     calibrated: int,  # houses whose residuals set the width
@@ -315,11 +305,12 @@ def check_coverage(
     interval, calibrated = model.info.interval, len(model.reference.residuals)
     if interval is None or calibrated < LEAST:
         return []
-    off = np.abs(found.y - found.challenger)
-    share = float(np.mean(off <= half_widths(model.info, found.challenger)))
-    low, high = coverage_bounds(interval.coverage, calibrated, len(found.y))
+    _, low, high = Band(model.dataset.target, interval).of_many(found.challenger.ravel())
+    prices = np.tile(found.y, len(found.challenger))
+    share = float(np.mean((low <= prices) & (prices <= high)))
+    least, most = coverage_bounds(interval.coverage, calibrated, len(found.y))
     told = f"{share:.1%} of {len(found.y)} prices"
-    return [Check("interval", low <= share <= high, told, f"{low:.1%} to {high:.1%}")]
+    return [Check("interval", least <= share <= most, told, f"{least:.1%} to {most:.1%}")]
 
 # %% ../../nbs/5_registry/05_gate.ipynb #bf9f9050
 def judge(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AGAINST', 'DIGEST_TAG', 'TRIAL', 'TURNS', 'find_table_of', 'evidence_digest', 'Attempt', 'count_attempts', 'Judged',
-           'compared', 'judge_version', 'out_of_fold_frame', 'keep_verdict', 'Decision', 'decide', 'challenge']
+           'compared', 'judge_version', 'out_of_fold_frame', 'keep_verdict', 'Decision', 'decide', 'reason_of',
+           'challenge']
 
 # %% ../../nbs/5_registry/11_promotion.ipynb #7dd7e776
 import hashlib
@@ -22,6 +23,7 @@ from ..data.table import Table, load_table
 from ..model.bundle import BundleError, BundleInfo
 from ..model.inference import Model
 from .aliases import Overtaken, promote
+from .audit import Reason, refuse
 from .evidence import Evidence, GateError, differences, gather
 from .fetch import fetch_version
 from .gate import Verdict, judge, refusal
@@ -210,6 +212,16 @@ def decide(
         return Decision(True, f"promoted by force ({force}); the gate: {verdict.reason}", verdict)
     return Decision(False, f"not promoted: {verdict.reason}", verdict)
 
+# %% ../../nbs/5_registry/11_promotion.ipynb #8f6d8bb5
+def reason_of(
+    decision: Decision,  # that is carried out
+    force: str,  # why it is promoted whatever the verdict; empty: it is not
+) -> Reason:
+    """What the record of moves says of it."""
+    verdict = decision.verdict.as_json() if decision.verdict else None
+    forced = bool(force and decision.verdict and not decision.verdict.passed)
+    return Reason(decision.reason, verdict=verdict, forced=forced)
+
 # %% ../../nbs/5_registry/11_promotion.ipynb #8027e607
 def challenge(
     version: str,  # the challenger
@@ -233,7 +245,9 @@ def challenge(
         decision = decide(judged.verdict, former, force)
         try:
             if decision.promoted:
-                promote(version, settings, former)
+                promote(version, settings, former, reason_of(decision, force))
+            else:
+                refuse(version, settings, reason_of(decision, ""))
             break
         except Overtaken:
             if turn == TURNS - 1:
