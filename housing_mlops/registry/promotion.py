@@ -23,7 +23,7 @@ from ..data.table import Table, load_table
 from ..model.bundle import BundleError, BundleInfo
 from ..model.inference import Model
 from .aliases import Overtaken, promote
-from .audit import Reason, refuse
+from .audit import Reason, refuse, whoami
 from .evidence import Evidence, GateError, differences, gather
 from .fetch import fetch_version
 from .gate import Verdict, judge, refusal
@@ -216,11 +216,12 @@ def decide(
 def reason_of(
     decision: Decision,  # that is carried out
     force: str,  # why it is promoted whatever the verdict; empty: it is not
+    by: str,  # who does it; empty: who runs this program
 ) -> Reason:
     """What the record of moves says of it."""
     verdict = decision.verdict.as_json() if decision.verdict else None
     forced = bool(force and decision.verdict and not decision.verdict.passed)
-    return Reason(decision.reason, verdict=verdict, forced=forced)
+    return Reason(decision.reason, by or whoami(), verdict, forced)
 
 # %% ../../nbs/5_registry/11_promotion.ipynb #8027e607
 def challenge(
@@ -228,6 +229,7 @@ def challenge(
     settings: Settings,  # registry, table and gate
     table: Table | None = None,  # that the challenger learnt from, if it is at hand
     force: str = "",  # why it is to be promoted whatever the verdict; empty: it is not
+    by: str = "",  # who does it, for the record; empty: who runs this program
     progress: bool = True,  # whether to show a bar
 ) -> Decision:
     """What the gate decided about `version`, carried out; raises `HousingError`."""
@@ -245,9 +247,9 @@ def challenge(
         decision = decide(judged.verdict, former, force)
         try:
             if decision.promoted:
-                promote(version, settings, former, reason_of(decision, force))
+                promote(version, settings, former, reason_of(decision, force, by))
             else:
-                refuse(version, settings, reason_of(decision, ""))
+                refuse(version, settings, reason_of(decision, force, by))
             break
         except Overtaken:
             if turn == TURNS - 1:
