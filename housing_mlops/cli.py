@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'promote', 'rollback', 'shared_counters', 'serve', 'up', 'make_key', 'list_keys', 'remove_keys',
-           'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'log_engine', 'backup_log', 'restore_log',
-           'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
+           'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'simulate', 'log_engine', 'backup_log',
+           'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -442,6 +442,35 @@ def drift(
     verdict, rows = judge_live(now, model)
     typer.echo(verdict)
     typer.echo(format_table(rows))
+
+# %% ../nbs/cli.ipynb #d2e07088
+@app.command()
+def simulate(
+    streams: Annotated[
+        list[str] | None,
+        typer.Argument(help="Streams and changes by name, such as poller-20 or town-gone; all."),
+    ] = None,
+    feature: Annotated[
+        str, typer.Option(help="The numeric feature that moves; the first one if empty.")
+    ] = "",
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each stream.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each run.")] = 2000,
+    before: Annotated[
+        bool, typer.Option("--before", help="Let each row count by itself, as it comes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the first run.")] = 0,
+) -> None:
+    """Measure the drift alarm on quiet streams of many kinds, and on streams that change."""
+    from housing_mlops.monitoring.judgement import drift_reference
+    from housing_mlops.monitoring.simulation import CHANGES, STREAMS
+    from housing_mlops.monitoring.simulation import simulate_streams, simulation_table
+
+    model = open_champion(read_settings())
+    reference = drift_reference(model.dataset, model.reference)
+    names = streams or [*STREAMS, *CHANGES, "half-sigma"]
+    moved = feature or next(iter(reference.columns), "")
+    found = simulate_streams(reference, moved, runs, rows, names, before, seed)
+    typer.echo(format_table(simulation_table(found)))
 
 # %% ../nbs/cli.ipynb #f0cc7af7
 log_commands = typer.Typer(

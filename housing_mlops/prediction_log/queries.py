@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -209,6 +209,8 @@ class Window:
     actual: NDArray[np.float64]  # the actual price; NaN where none was reported
     times: NDArray[np.datetime64]  # UTC
     versions: list[str]
+    clients: list[str] = field(default_factory=list)  # empty names where no key was needed
+    requests: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prices)
@@ -225,6 +227,7 @@ def read_window(
     p = predictions.c
     text = sa.cast(p.features, sa.Text)
     query = sa.select(text, p.price, feedback.c.price, p.time_us, p.model_version)
+    query = query.add_columns(p.client, p.request_id)
     query = query.select_from(predictions).outerjoin(feedback).where(*chosen(version, since))
     with reach(engine) as connection:
         newest = query.order_by(p.time_us.desc(), p.id.desc()).limit(n)
@@ -235,7 +238,7 @@ def read_window(
         np.array([row[1] for row in rows], dtype=np.float64),
         np.array([row[2] for row in rows], dtype=np.float64),
         np.array([row[3] for row in rows], dtype="datetime64[us]"),
-        [row[4] for row in rows],
+        *([row[i] for row in rows] for i in (4, 5, 6)),
     )
 
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #108c2722
