@@ -448,7 +448,10 @@ def drift(
 def simulate(
     streams: Annotated[
         list[str] | None,
-        typer.Argument(help="Streams and changes by name, such as poller-20 or town-gone; all."),
+        typer.Argument(
+            help="Streams and changes by name, such as poller-20 or town-gone; all of them if none; "
+            "`errors` for the live error."
+        ),
     ] = None,
     feature: Annotated[
         str, typer.Option(help="The numeric feature that moves; the first one if empty.")
@@ -460,13 +463,20 @@ def simulate(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the first run.")] = 0,
 ) -> None:
-    """Measure the drift alarm on quiet streams of many kinds, and on streams that change."""
+    """Measure the alarms: of drift on quiet and changing streams, of live error on sales."""
+    from dataclasses import asdict
+
     from housing_mlops.monitoring.judgement import drift_reference
+    from housing_mlops.monitoring.live_error import ERRORS, simulate_errors
     from housing_mlops.monitoring.simulation import CHANGES, STREAMS
     from housing_mlops.monitoring.simulation import simulate_streams, simulation_table
 
     model = open_champion(read_settings())
     reference = drift_reference(model.dataset, model.reference)
+    if streams == ["errors"]:
+        measured = [simulate_errors(reference.residuals, e, runs, before, seed) for e in ERRORS]
+        typer.echo(format_table([asdict(each) for each in measured]))
+        return
     names = streams or [*STREAMS, *CHANGES, "half-sigma"]
     moved = feature or next(iter(reference.columns), "")
     found = simulate_streams(reference, moved, runs, rows, names, before, seed)
