@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
-           'DataSettings', 'NotebookSettings', 'RegistrySettings', 'ServerSettings', 'KeySettings', 'AccessSettings',
-           'MonitoringSettings', 'LogSettings', 'Settings', 'unknown_settings', 'read_settings', 'get_settings']
+           'DataSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings', 'ServerSettings', 'KeySettings',
+           'AccessSettings', 'MonitoringSettings', 'LogSettings', 'RetrainingSettings', 'Settings', 'unknown_settings',
+           'read_settings', 'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
 import os
@@ -162,6 +163,28 @@ class RegistrySettings(SettingsGroup):
     )
     registry_max_mb: int = Field(512, ge=1, description="Largest file of a fetched bundle, in MB.")
 
+# %% ../nbs/00_config.ipynb #8bc5db8a
+class GateSettings(SettingsGroup):
+    """What a new model has to show before it is served."""
+
+    gate_alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="Risk that a model which is no better is called better."
+    )
+    gate_baseline: float = Field(
+        0.1, ge=0, lt=1, description="Share of a naive baseline's RMSE that a model has to save."
+    )
+    gate_harm: float = Field(
+        0.1, ge=0, description="Growth of the RMSE in a band or segment beyond which it is harm."
+    )
+    gate_in_range: float = Field(
+        0.99, gt=0, le=1, description="Share of prices to lie in the target's declared range."
+    )
+    gate_new_rows: int = Field(
+        30, ge=10, description="New houses from which the champion's own prices for them count."
+    )
+    gate_folds: int = Field(5, ge=2, description="Folds of the gate's own cross-validation.")
+    gate_repeats: int = Field(3, ge=1, description="Times it is repeated with other folds.")
+
 # %% ../nbs/00_config.ipynb #fc24143a
 class ServerSettings(SettingsGroup):
     """What the API listens on, and how much it takes at once."""
@@ -171,6 +194,12 @@ class ServerSettings(SettingsGroup):
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="Largest request body, in bytes.")
     max_batch: int = Field(1_000, ge=1, description="Most houses in one batch request.")
     workers: int = Field(1, ge=1, description="Server processes that share the port.")
+    explain_at_once: int = Field(
+        1, ge=1, description="Explanations a process works out at once; the others wait."
+    )
+    explain_wait_s: float = Field(
+        5, gt=0, description="Time an explanation may wait for its turn, beyond which: 503."
+    )
     max_in_progress: int = Field(512, ge=1, description="Requests in progress beyond which: 503.")
     max_connections: int = Field(1_000, ge=1, description="Connections of a process at a time.")
     max_connections_of_one: int = Field(500, ge=1, description="The same, of one address.")
@@ -195,6 +224,9 @@ class KeySettings(SettingsGroup):
     )
     admin_keys: SecretStr = Field(
         SecretStr(""), description="Comma-separated keys that may administer; empty: nobody."
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="The key that `housing-mlops feedback --url` sends."
     )
     keys_file: Path = Field(
         Path("keys.json"), description="File of named keys: `housing-mlops keys` makes it."
@@ -293,13 +325,55 @@ class LogSettings(SettingsGroup):
         0.5, gt=0, le=1, description="Share beyond which a person has to agree to a deletion."
     )
 
+# %% ../nbs/00_config.ipynb #faffee0e
+class RetrainingSettings(SettingsGroup):
+    """When the system trains by itself, and what it learns from."""
+
+    retrain: Literal["on", "dry-run", "off"] = Field(
+        "on", description="Whether `housing-mlops retrain` trains, only tells, or does nothing."
+    )
+    retrain_every_days: float = Field(
+        30, ge=0, description="Age of the champion that is a reason by itself; 0: never."
+    )
+    retrain_cooldown_h: float = Field(
+        24, ge=0, description="Hours between two trainings, whatever the signal."
+    )
+    retrain_per_day: int = Field(1, ge=1, description="Most trainings within 24 hours.")
+    retrain_min_labels: int = Field(
+        50, ge=2, description="Sales not learnt from yet that a training needs."
+    )
+    retrain_min_region: int = Field(
+        10, ge=1, description="Of these, how many must be houses of the new kind after drift."
+    )
+    retrain_min_live: int = Field(30, ge=1, description="Sales before a live error is believed.")
+    retrain_error_ratio: float = Field(
+        1.25, gt=1, description="Live RMSE over the promised one that is a signal."
+    )
+    retrain_max_failures: int = Field(
+        3, ge=1, description="Trainings in a row that came to nothing: then a person has to look."
+    )
+    retrain_max_refused: float = Field(
+        0.25, ge=0, le=1, description="Share of new sales that cannot be believed: as above."
+    )
+    label_bound: float = Field(
+        5, gt=0, description="Robust deviations from the other new prices: farther is set aside."
+    )
+    label_share: float = Field(
+        0.2, gt=0, le=1, description="Share of the sales learnt from that one source may have."
+    )
+    trusted_sources: str = Field(
+        "file", description="Comma-separated sources whose share is not capped."
+    )
+
 # %% ../nbs/00_config.ipynb #e4a11a1c
 class Settings(  # pydantic reads the fields of the last base first
+    RetrainingSettings,
     LogSettings,
     MonitoringSettings,
     AccessSettings,
     KeySettings,
     ServerSettings,
+    GateSettings,
     RegistrySettings,
     NotebookSettings,
     DataSettings,

@@ -9,7 +9,9 @@ from fastapi.testclient import TestClient
 
 from housing_mlops.config import Settings
 from housing_mlops.data.table import Table
+from housing_mlops.model.bundle import read_info
 from housing_mlops.operations.notebooks import train
+from housing_mlops.operations.up import ensure_champion
 from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.serving.api import create_app
@@ -60,12 +62,7 @@ def flats(tmp_path: Path) -> Path:
 @pytest.mark.train
 def test_a_table_with_text_and_gaps_is_trained_and_priced(flats: Path, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, dataset=str(flats))
-    quick = {
-        "dataset": str(flats),
-        "models": ["Ridge", "GaussianProcess"],
-        "folds": 3,
-        "repeats": 1,
-    }
+    quick = {"models": ["Ridge", "GaussianProcess"], "folds": 3, "repeats": 1}
     assert train(quick, settings, NOTEBOOK)["promoted"]
     with TestClient(create_app(settings)) as api:
         house = {"street: side": "south", "living area": 100.0, "copy": None}
@@ -81,6 +78,22 @@ def test_a_table_with_text_and_gaps_is_trained_and_priced(flats: Path, tmp_path:
         row = api.get("/monitoring/predictions").json()["predictions"][-1]
         assert row["features"] == house
         assert api.get("/monitoring/drift").json()["verdict"] == "unknown"
+
+
+@pytest.mark.train
+def test_the_table_that_is_set_is_trained_and_takes_the_place_of_another(
+    flats: Path, tmp_path: Path
+) -> None:
+    quick = {"models": ["Ridge"], "folds": 2, "repeats": 1}
+    boston = Settings(home=tmp_path)
+    assert train(quick, boston, NOTEBOOK)["promoted"]
+    settings = Settings(home=tmp_path, dataset=str(flats))
+    said: list[str] = []
+    champion = ensure_champion(settings, lambda: train(quick, settings, NOTEBOOK), said.append)
+    assert champion.version == "2" and read_info(champion.folder).dataset.name == "flats"
+    assert said == ["The champion, version 1, prices another table: training flats."]
+    assert ensure_champion(settings, lambda: 1 / 0) == champion, "it is not trained twice"
+    assert ensure_champion(boston, lambda: 1 / 0) == champion, "nobody chose a table"
 
 
 def test_a_model_of_another_declaration_brings_its_own_routes(

@@ -6,9 +6,11 @@
 __all__ = ['logger', 'UNKNOWN', 'DataError', 'read_file', 'embedded', 'run_kagglehub', 'download', 'find_table']
 
 # %% ../../nbs/1_data/01_sources.ipynb #591d855a
+import csv
 import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,8 +38,27 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"No table at {path}. Give the path of a CSV or Parquet file.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: the byte {error.object[error.start]:#x} at {error.start} belongs to "
+            f"another encoding. Save it as UTF-8, such as: iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
+        ) from None
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from None
+
+
+def _csv_header(path: Path) -> list[str]:
+    """The names in the first line of a CSV file; raises `DataError` where they cannot be columns."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(f"{path}: two columns have one name: {', '.join(twice)}. Rename one.")
+    if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
+        raise DataError(
+            f"{path}: its columns seem to be separated by {found[0]!r}. Separate them by commas, "
+            "and write numbers with a decimal point."
+        )
+    return names
 
 
 def read_file(
@@ -48,7 +69,10 @@ def read_file(
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=UNKNOWN)
+            _csv_header(path)
+            return pd.read_csv(
+                path, dtype=str, keep_default_na=False, na_values=UNKNOWN, encoding="utf-8-sig"
+            )
     raise DataError(f"{path} is neither .csv nor .parquet.")
 
 # %% ../../nbs/1_data/01_sources.ipynb #62f22e4b

@@ -250,8 +250,12 @@ def train(
 ) -> dict[str, Any]:
     """What the training wrote to `training.json`, and `folder`; raises `RunError`."""
     folder = settings.path(parameters.get("out") or new_folder(settings))
-    store = {"tracking_uri": settings.tracking, "experiment": settings.experiment}
-    given = {**store, **parameters, "out": str(folder)}
+    configured = {
+        "dataset": settings.dataset,
+        "tracking_uri": settings.tracking,
+        "experiment": settings.experiment,
+    }
+    given = {**configured, **parameters, "out": str(folder)}
     found = find_notebook(notebook or settings.training_notebook, settings)
     os.environ.update(
         settings.mlflow_environment

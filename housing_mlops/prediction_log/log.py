@@ -180,6 +180,7 @@ def take_feedback(
     replace: bool = False,  # whether an earlier, different price gives way
     wait_s: float = 1,  # how long a prediction may be on its way from a journal
     client: str | None = None,  # who reports, where that is who has to have asked
+    source: str = "",  # who reports; empty where nobody knows
 ) -> Literal["stored", "unchanged", "replaced"]:
     """As `save_feedback`, also for a prediction that is still on its way to the database."""
     from housing_mlops.prediction_log.database import save_feedback
@@ -189,7 +190,7 @@ def take_feedback(
     log.thread.wake()
     while True:
         try:
-            return save_feedback(log.engine, prediction_id, price, at, replace, client)
+            return save_feedback(log.engine, prediction_id, price, at, replace, client, source)
         except UnknownPrediction:
             behind = log.thread.rounds.error or (log.reader.bytes_out < goal and "busy")
             late = time.monotonic() >= end

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'MOST_JSON', 'Deadline', 'TimedReader', 'TimedResponse', 'timed', 'TimedHandler', 'AnyStatus',
-           'authorization', 'shown', 'Refusal', 'read_refusal', 'pieces', 'refuse', 'get']
+           'authorization', 'shown', 'Refusal', 'read_refusal', 'pieces', 'refuse', 'ask', 'get']
 
 # %% ../../nbs/5_registry/03_transport.ipynb #b6e82960
 import base64
@@ -228,6 +228,33 @@ def refuse(
     return RegistryError(f"{text}.")
 
 # %% ../../nbs/5_registry/03_transport.ipynb #2163b47a
+def ask(
+    settings: Settings,  # where the registry is
+    path: str,  # below its address, with its query
+    deadline: Deadline,  # of the whole answer
+    most: int,  # bytes that it may have
+    method: str = "GET",
+    body: object = None,  # to send as JSON; nothing when None
+) -> Iterator[bytes]:
+    """The body of the answer; raises `RegistryError`, and `Refusal` when MLflow says no."""
+    url, address = f"{settings.tracking.rstrip('/')}{path}", path.partition("?")[0]
+    opener = urllib.request.build_opener(TimedHandler(deadline), AnyStatus())
+    try:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, method=method)
+        if data is not None:
+            request.add_header("Content-Type", "application/json")
+        if login := authorization(settings):
+            request.add_unredirected_header("Authorization", login)
+        with opener.open(request, timeout=deadline.left()) as answer:
+            if answer.status != 200:
+                raise refuse(f"{settings.tracking.rstrip('/')}{address}", answer)
+            yield from pieces(answer, most)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = shown(getattr(error, "reason", error))
+        raise RegistryError(f"MLflow at {settings.tracking} is out of reach: {reason}.") from None
+
+
 def get(
     settings: Settings,  # where the registry is
     path: str,  # below its address
@@ -235,17 +262,6 @@ def get(
     most: int,  # bytes that it may have
     **query: str,
 ) -> Iterator[bytes]:
-    """The body of the answer; raises `RegistryError`, and `Refusal` when MLflow says no."""
-    url = f"{settings.tracking.rstrip('/')}{path}"
-    opener = urllib.request.build_opener(TimedHandler(deadline), AnyStatus())
-    try:
-        request = urllib.request.Request(f"{url}?{urllib.parse.urlencode(query)}" if query else url)
-        if login := authorization(settings):
-            request.add_unredirected_header("Authorization", login)
-        with opener.open(request, timeout=deadline.left()) as answer:
-            if answer.status != 200:
-                raise refuse(url, answer)
-            yield from pieces(answer, most)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = shown(getattr(error, "reason", error))
-        raise RegistryError(f"MLflow at {settings.tracking} is out of reach: {reason}.") from None
+    """The body of the answer; raises as `ask` does."""
+    asked = f"{path}?{urllib.parse.urlencode(query)}" if query else path
+    return ask(settings, asked, deadline, most)

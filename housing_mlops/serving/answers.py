@@ -8,7 +8,7 @@ __all__ = ['PriceInterval', 'Prediction', 'Refused', 'BatchAnswer', 'parse_time'
 
 # %% ../../nbs/8_serving/03_answers.ipynb #428da73e
 import math
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
@@ -61,12 +61,14 @@ class BatchAnswer(BaseModel):
 def parse_time(
     value: object,  # as JSON has it
 ) -> datetime:
-    """The time that an ISO 8601 text tells; raises `ValueError`."""
-    if isinstance(value, datetime):
-        return value
-    if not isinstance(value, str):
+    """The time that an ISO 8601 text tells, which is not to come; raises `ValueError`."""
+    if not isinstance(value, str | datetime):
         raise ValueError("a time is a text, such as 2026-05-01T12:00:00Z")
-    return datetime.fromisoformat(value)
+    time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    if aware > datetime.now(UTC) + timedelta(days=1):  # by then it is tomorrow everywhere
+        raise ValueError(f"{time.isoformat()} is still to come: nothing was sold then")
+    return time
 
 
 class Feedback(BaseModel):

@@ -43,8 +43,10 @@ class PriceRequest(NamedTuple):
 def is_predict(
     scope: Mapping[str, object],  # of an HTTP request
 ) -> bool:
-    """Whether a request is one for the price of a house."""
-    return scope["path"] == "/predict" and scope["method"] == "POST"
+    """Whether a request is one for the price of a house, and for nothing beside it."""
+    return (
+        scope["path"] == "/predict" and scope["method"] == "POST" and not scope.get("query_string")
+    )
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #3942b080
 def parse_request(

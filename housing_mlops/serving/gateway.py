@@ -117,7 +117,7 @@ class RequestLog:
         finally:
             if not scope.get("counted"):
                 seconds = time.perf_counter() - start
-                route = getattr(scope.get("route"), "path", "other")
+                route = scope.get("counted_as", getattr(scope.get("route"), "path", "other"))
                 self.counters.histogram(route, sent.status).add(seconds)
                 method, path, request_id = scope["method"], scope["path"], scope["request_id"]
                 log_request(self.wanted, method, path, sent.status, seconds, request_id)

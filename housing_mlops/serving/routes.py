@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitoring', 'reports', 'RowLimit', 'VersionFilter',
-           'Log', 'Own', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
+           'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
            'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz', 'health',
            'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv', 'read_rows',
            'recent_predictions', 'drift', 'traffic', 'prices', 'live_error']
@@ -44,6 +44,7 @@ from housing_mlops.serving.answers import (
     check_price,
     price_bounds,
 )
+from .explain import ExplainedPrediction, add_explain, work_out_in_turn
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
@@ -52,6 +53,7 @@ from housing_mlops.serving.service import (
     metric_numbers,
     needs,
     reporter,
+    reporter_name,
     to_predictions,
 )
 
@@ -93,14 +95,21 @@ def add_predict(
     """Add `POST /predict`, for a house of `dataset`."""
     House: Any = dataset.request_model
 
-    @router.post("/predict", response_model=Prediction)
-    async def predict(house: House, request: Request, service: Serve, client: Client) -> Response:
-        """The price of one house."""
+    @router.post("/predict", response_model=ExplainedPrediction | Prediction)
+    async def predict(
+        house: House, request: Request, service: Serve, client: Client, explain: bool = False
+    ) -> Response:
+        """The price of one house; with its reasons where they are asked for."""
         start, model = time.perf_counter(), service.ready()
-        quote = model.quote([row_of(house)])
+        quote, why = model.quote([row_of(house)]), None
+        if explain:  # not among the latencies of prices, for it takes a hundred times as long
+            request.scope["counted_as"] = "/explain"
+            _, why = await work_out_in_turn(service, model, row_of(house))
         [answer] = to_predictions(model, quote, milliseconds(start))
         text = (await request.body()).decode()
         await service.accept([answer], [text], "/predict", request_id(request), client)
+        if why is not None:
+            answer = ExplainedPrediction(**dict(answer), explanation=why)
         return Response(answer.model_dump_json(), media_type="application/json")
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000009
@@ -181,7 +190,7 @@ def pricing_routes(
     dataset: Dataset,  # the declaration of the model that serves
     settings: Settings,  # for the limits
 ) -> APIRouter:
-    """The routes `/predict` and `/predict/batch` for houses of `dataset`."""
+    """The routes `/predict`, `/predict/batch` and `/explain` for houses of `dataset`."""
     router = APIRouter(
         route_class=StrictRoute,
         tags=["pricing"],
@@ -190,6 +199,7 @@ def pricing_routes(
     )
     add_predict(router, dataset)
     add_batch(router, dataset, settings.max_batch)
+    add_explain(router, dataset)
     return router
 
 # %% ../../nbs/8_serving/06_routes.ipynb #f060cab4
@@ -307,6 +317,7 @@ async def log_of(service: Serve) -> AsyncIterator[PredictionLog]:
 
 Log = Annotated[PredictionLog, Depends(log_of)]
 Own = Annotated[str | None, reporter]  # whose prices alone may be reported on; None: any
+Source = Annotated[str, Depends(reporter_name)]
 
 # %% ../../nbs/8_serving/06_routes.ipynb #5000001e
 def report_range(
@@ -327,7 +338,7 @@ def report_range(
         409: {"model": Problem, "description": "Another price was reported before"},
     },
 )
-def feedback(given: Feedback, service: Serve, log: Log, own: Own) -> dict[str, str]:
+def feedback(given: Feedback, service: Serve, log: Log, own: Own, source: Source) -> dict[str, str]:
     """Report what a house was really sold for, by the identifier of its prediction.
 
     A key with the role `predict` may report once on each price that it asked for.
@@ -336,7 +347,7 @@ def feedback(given: Feedback, service: Serve, log: Log, own: Own) -> dict[str, s
         raise HTTPException(403, "To correct a report takes a key with the role feedback.")
     check_price(given.price, *report_range(service))
     report = (given.prediction_id, given.price, given.time, given.replace)
-    state = take_feedback(log, *report, client=own)
+    state = take_feedback(log, *report, client=own, source=source)
     return {"prediction_id": given.prediction_id, "status": state}
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000021

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'reporter', 'ChampionWatch', 'intervals', 'to_predictions', 'to_record', 'NoModel',
-           'Service', 'health_checks', 'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs']
+           'Service', 'health_checks', 'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs',
+           'reporter_name']
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452954
 import asyncio
@@ -182,6 +183,7 @@ class Service:
         self.judgement: Judgement | None = None  # of drift, for the model in use
         self.judged = 0.0  # when it was made, in seconds since 1970
         self.judging, self.asking = threading.Lock(), asyncio.Semaphore(16)  # of drift, of the log
+        self.explaining = asyncio.Semaphore(settings.explain_at_once)
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.keys = KeyRing(settings)
         self.hosts = HostNames(settings)
@@ -327,3 +329,9 @@ def _reporter(service: Serve, key: Key = None) -> str | None:
 
 
 reporter = Security(_reporter, scopes=["feedback"])
+
+
+def reporter_name(service: Serve, key: Key = None) -> str:
+    """The name of who reports, empty where anyone may: a source of prices to learn from."""
+    given = (key or "").encode("latin-1")
+    return service.keys.caller(given, "feedback") or service.keys.caller(given, "predict") or ""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'LIBRARIES', 'Posterior', 'posterior', 'graph_inputs', 'as_tensors', 'to_graph', 'with_gaps', 'run_graph',
-           'parity', 'make_reference', 'export_bundle']
+           'parity', 'make_reference', 'make_basis', 'export_bundle']
 
 # %% ../../nbs/4_training/07_export.ipynb #22f451b9
 import warnings
@@ -34,7 +34,9 @@ from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.base import RegressorMixin
 
 from ..data.table import Table
-from ..model.bundle import BundleError, BundleInfo, Reference, write_bundle
+from ..model.bundle import Basis, BundleError, BundleInfo, Reference, write_bundle
+from ..model.explanation import measure_basis
+from ..model.inference import Graph
 from ..preprocessing.pipeline import model_input
 from ..schema import Dataset
 from .candidates import GaussianProcess
@@ -182,6 +184,16 @@ def make_reference(
         residuals=residuals.astype(np.float32),
     )
 
+# %% ../../nbs/4_training/07_export.ipynb #6182f120
+def make_basis(
+    dataset: Dataset,  # the declaration
+    graph: bytes,  # of the model
+    reference: Reference,  # what it learnt from
+) -> Basis:
+    """The house that explanations compare with, and the largest error that was found in them."""
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return measure_basis(dataset, Graph(session).price, reference)
+
 # %% ../../nbs/4_training/07_export.ipynb #b34eceb6
 TOLERANCE = 1e-4  # what a graph's price may be off, in standard deviations of the target
 LIBRARIES = ["scikit-learn", "skl2onnx", "onnx", "onnxruntime", "numpy", "pandas"]
@@ -203,11 +215,13 @@ def export_bundle(
             f"The ONNX graph of {about['model']} prices a house {off:.2g} {table.dataset.target.unit}"
             f" off the model's own price; {bound:.2g} is allowed. It was not exported."
         )
+    reference = make_reference(table, graph, residuals)
     facts = {
         "dataset": table.dataset,
+        "basis": make_basis(table.dataset, graph, reference),
         "rows": len(table.frame),
         "origin": table.origin,
         "fingerprint": table.fingerprint,
         "libraries": {name: version(name) for name in LIBRARIES},
     }
-    return write_bundle(folder, graph, make_reference(table, graph, residuals), {**facts, **about})
+    return write_bundle(folder, graph, reference, {**facts, **about})

@@ -35,7 +35,7 @@ def test_a_path_wins_and_the_format_changes_nothing(
         ("none.csv", None, "No table at"),
         ("table.xlsx", b"", "neither .csv nor .parquet"),
         ("bad.parquet", b"not parquet", "cannot be read as a table"),
-        ("bad.csv", b"\xff\xfe\x00", "cannot be read as a table"),
+        ("bad.csv", b"\xff\xfe\x00", "not UTF-8"),
         ("empty.csv", b"", "cannot be read as a table"),
         ("header.csv", b"CRIM,POOL\n1,2\n", "missing: ZN"),
     ],

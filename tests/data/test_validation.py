@@ -22,12 +22,21 @@ def test_a_header_alone_is_no_table(table: Table, tmp_path: Path) -> None:
 
 
 def test_categories_are_held_to_their_list() -> None:
-    towns = parse({**BOSTON.model_dump(), "features": [TOWN], "exclude": []})
+    towns = parse(
+        {**BOSTON.model_dump(), "segments": [], "behaviours": [], "features": [TOWN], "exclude": []}
+    )
     raw = pd.DataFrame({"town": ["north", "west", None], "MEDV": ["1", "2", "3"]})
     with pytest.raises(InvalidTable, match=r"row 2, town = west: one of north, south") as caught:
         validate(towns, raw)
     assert "row 3, town" in str(caught.value)
-    open_list = parse({**BOSTON.model_dump(), "features": [{**TOWN, "categories": []}]})
+    open_list = parse(
+        {
+            **BOSTON.model_dump(),
+            "segments": [],
+            "behaviours": [],
+            "features": [{**TOWN, "categories": []}],
+        }
+    )
     assert len(validate(open_list, raw.head(2))) == 2
 
 

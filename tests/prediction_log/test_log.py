@@ -56,12 +56,13 @@ def test_a_database_of_a_later_version_is_left_alone(
     engine = connect(sqlite_url)
     migrate(engine)
     with engine.begin() as connection:
+        newest = connection.scalar(sa.text("SELECT version_num FROM housing_alembic_version"))
         connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '9999'")
     log = start(sqlite_url)
     ids = append(log, 3)
     assert "9999" in log.state.error
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE housing_alembic_version SET version_num = '0004'")
+        connection.exec_driver_sql(f"UPDATE housing_alembic_version SET version_num = '{newest}'")
     assert log.flush(60)
     once(engine, ids)
     engine.dispose()

@@ -22,6 +22,7 @@ SOLD = {"prediction_id": "0190a0a0-0000-7000-8000-000000000000", "price": 24.0}
 ROUTES: list[tuple[str, str, str, Any]] = [
     ("predict", "POST", "/predict", HOUSE),
     ("predict", "POST", "/predict/batch", [HOUSE]),
+    ("predict", "POST", "/explain", HOUSE),
     ("feedback", "POST", "/feedback", SOLD),
     ("history", "GET", "/monitoring/predictions", None),
     ("history", "GET", "/monitoring/drift", None),

@@ -248,3 +248,42 @@ def test_the_documentation_loads_nothing_from_elsewhere(
     predict.get_by_role("button", name="Execute").click()
     expect(predict.locator(".live-responses-table")).to_contain_text('"prediction"')
     assert seen.strangers() == [] and seen.errors == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_price_says_why_when_it_is_clicked(
+    serve: Callable[..., Any], visit: Any, width: int
+) -> None:
+    server = serve()
+    price(server, 3, seed=1)
+    seen = visit(server, viewport={"width": width, "height": 900})
+    expect(seen.page.locator("#recent tbody tr")).to_have_count(3)
+    expect(seen.page.locator("#why-panel")).to_be_hidden()
+    row = server.get("/monitoring/predictions?limit=1")["predictions"][0]
+    told = httpx.post(server.address + "/explain", json=row["features"]).json()["explanation"]
+    seen.page.locator("#recent tbody tr").first.locator("button").click()
+    expect(seen.page.locator("#why-said")).to_contain_text("the reference house")
+    named = seen.page.locator("#why text.reason")
+    expect(named.first).to_contain_text(told["reasons"][0]["feature"])
+    assert named.count() == min(9, sum(r["contribution"] != 0 for r in told["reasons"]))
+    assert seen.page.locator("#why rect").count() == named.count()
+    assert seen.page.locator("#why path.under").count() == len(told["contrasts"]) == 1
+    assert seen.page.locator("#why circle").count() == 1
+    expect(seen.page.locator("#why")).to_contain_text("exact")
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert seen.page.evaluate(wide) == 0
+    assert seen.errors == [] and seen.strangers() == []
+
+
+def test_a_key_that_may_not_ask_is_told_so_beside_the_price(
+    serve: Callable[..., Any], visit: Any
+) -> None:
+    server = serve(HOUSING_API_KEYS="ask", HOUSING_HISTORY_KEYS="read")
+    with httpx.Client(base_url=server.address, headers={"X-API-Key": "ask"}) as client:
+        client.post("/predict", json=load_dataset("boston").example)
+    seen = visit(server)
+    seen.page.locator("#key").fill("read")
+    seen.page.locator("#unlock button").click()
+    seen.page.locator("#recent tbody button").click()
+    expect(seen.page.locator("#why")).to_contain_text("the role predict")
+    assert seen.strangers() == []

@@ -299,10 +299,90 @@ function drawRecent() {
     more.addEventListener("toggle", () => (more.open ? open.add(p.id) : open.delete(p.id)));
     const named = node("span", { class: "id" }, p.request_id);
     const at = new Date(p.time);
-    return [node("span", {}, node("span", { class: "spare" }, `${day(at)} `), clock(at, true)), number(p.price), p.low === null ? "–" : `${number(p.low)} to ${number(p.high)}`,
+    const priced = node("button", { class: "link", title: "Why?" }, number(p.price));
+    priced.addEventListener("click", () => askWhy(p));
+    return [node("span", {}, node("span", { class: "spare" }, `${day(at)} `), clock(at, true)), priced, p.low === null ? "–" : `${number(p.low)} to ${number(p.high)}`,
       p.actual === null ? "–" : number(p.actual), number(p.latency_ms, 3), p.model_version, p.route, node("div", {}, more, named)];
   });
   $("recent").replaceChildren(table(columns, rows));
+}
+
+// ---- why a price is what it is, for the prediction that was clicked
+
+let why = null; // that prediction and the answer, null until it is there
+
+async function askWhy(prediction) {
+  const asked = { prediction, answer: null };
+  why = asked;
+  drawWhy();
+  $("why-panel").scrollIntoView({ block: "nearest" });
+  const answer = await ask("explain", prediction.features);
+  if (why !== asked) return; // another one was clicked meanwhile
+  asked.answer = answer;
+  drawWhy();
+  $("why-panel").scrollIntoView({ block: "nearest" });
+}
+
+const shown = (value) => (typeof value === "number" ? number(value, 3) : value ?? "unknown");
+const signed = (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "") + number(Math.abs(Math.round(value * 100) / 100), 3);
+
+// From the price of the reference house to this one, the largest steps first, what is small as one.
+function steps(box, explanation, price) {
+  const large = explanation.reasons.filter((r) => r.contribution !== 0).slice(0, 8);
+  const rest = price - explanation.base - large.reduce((sum, r) => sum + r.contribution, 0);
+  const rows = large.map((r) => [r.feature, `${shown(r.value)} (${shown(r.reference)})`, r.contribution]);
+  if (Math.abs(rest) > 1e-9) rows.push(["all others", "", rest]);
+  const ends = rows.reduce((all, [, , step]) => [...all, all[all.length - 1] + step], [explanation.base]);
+  const width = Math.max(box.clientWidth, 220), left = Math.min(230, width * 0.5), line = 25;
+  const low = Math.min(...ends), high = Math.max(...ends);
+  const px = (v) => left + ((v - low) / (high - low || 1)) * (width - left - 52);
+  const height = Math.max(rows.length, 1) * line + 6;
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": "What each feature adds to the price" });
+  rows.forEach(([name, values, step], i) => {
+    const from = px(ends[i]), to = px(ends[i + 1]), y = i * line + 4;
+    const label = shape("text", { class: "reason", x: 0, y: y + 12 }, name);
+    label.append(shape("tspan", { class: "values", dx: 6 }, values));
+    svg.append(label);
+    svg.append(shape("rect", { class: step > 0 ? "raises" : "lowers", x: Math.min(from, to), y, width: Math.max(1.5, Math.abs(to - from)), height: 16, rx: 2 }));
+    svg.append(shape("text", { x: Math.max(from, to) + 5, y: y + 12 }, signed(step)));
+  });
+  return svg;
+}
+
+// The price along one number that an owner could change, with its interval; the dot is this house.
+function contrast(box, { feature, unit, value, values, prices, low, high }, priceUnit) {
+  const all = [...prices, ...(low ?? []), ...(high ?? [])], last = values[values.length - 1];
+  const drawn = frame(box, {
+    x: [values[0], last],
+    y: [Math.min(...all), Math.max(...all) + 1e-9],
+    xTicks: (width) => ticks(values[0], last, width / 90).map((t) => [t, number(t)]),
+    label: `The price along ${feature}`,
+  });
+  const { svg, px, py } = drawn;
+  const along = (ends) => values.map((v, i) => [v, ends[i]]);
+  if (low) svg.append(shape("path", { class: "under", d: `${path([...along(low), ...along(high).reverse()], px, py)}Z` }));
+  svg.append(shape("path", { class: "stroke", d: path(along(prices), px, py) }));
+  const at = values.indexOf(value);
+  if (at >= 0) svg.append(shape("circle", { class: "dot second", cx: px(value), cy: py(prices[at]), r: 4 }));
+  const title = node("h3", {}, feature, node("small", {}, [unit, `against ${priceUnit}`].filter(Boolean).join(", ")));
+  return [title, svg, key(["price, all else as it is", ""], ...(at >= 0 ? [["this house", "second"]] : []))];
+}
+
+function drawWhy() {
+  $("why-panel").hidden = why === null;
+  if (why === null) return;
+  const { prediction, answer } = why;
+  const [reasons, contrasts] = [node("div", { class: "chart" }), node("div", { class: "chart" })];
+  $("why-said").textContent = "";
+  if (answer === null) return $("why").replaceChildren(note("Working it out…"));
+  if (answer.fault) return $("why").replaceChildren(note(answer.fault, true));
+  const { explanation, prediction: price, unit, model_version: version } = answer.body;
+  const other = version === prediction.model_version ? "" : `, by version ${version} (version ${prediction.model_version} said ${number(prediction.price)})`;
+  $("why-said").textContent = `${number(price)} ${unit}${other}; the reference house: ${number(explanation.base)}`;
+  $("why").replaceChildren(reasons, contrasts);
+  const exact = explanation.error !== null && explanation.error <= 1e-6 * Math.abs(price) ? "exact" : explanation.error === null ? "off by an unknown amount" : `off by ${number(explanation.error, 2)} at most, as measured`;
+  reasons.append(steps(reasons, explanation, price), node("p", { class: "key" }, `The house's value, the reference house's in brackets, and what that adds to the price in ${unit}: ${exact}.`));
+  for (const one of explanation.contrasts) contrasts.append(...contrast(contrasts, one, unit));
 }
 
 function drawTiles() {
@@ -342,15 +422,17 @@ const ROUTES = { // route, how to draw it, seconds between two questions
   drift: [() => "monitoring/drift", () => { drawDrift(); drawTiles(); }, 15],
 };
 
-async function ask(route) {
+async function ask(route, body) {
   const stored = sessionStorage.getItem("housing-key");
   const headers = { Accept: "application/json", ...(stored ? { "X-API-Key": stored } : {}) };
   try {
-    const answer = await fetch(route, { headers, cache: "no-store" });
+    const posted = body && { method: "POST", body: JSON.stringify(body), headers: { ...headers, "Content-Type": "application/json" } };
+    const answer = await fetch(route, { headers, cache: "no-store", ...posted });
     if (answer.status === 401) $("unlock").hidden = false;
-    const body = await answer.json();
-    if (answer.ok || route === "health") return { body };
-    return { fault: typeof body.detail === "string" ? body.detail : `The service answered ${answer.status}.` };
+    const said = await answer.json();
+    if (answer.ok || route === "health") return { body: said };
+    const faults = Array.isArray(said.detail) ? said.detail.map((e) => `${e.loc[e.loc.length - 1]}: ${e.msg}`).join("; ") : said.detail;
+    return { fault: typeof faults === "string" ? faults : `The service answered ${answer.status}.` };
   } catch {
     return { fault: "The service does not answer." };
   }
@@ -383,6 +465,7 @@ async function follow(name) {
 
 function redraw() {
   for (const [name, [, draw]] of Object.entries(ROUTES)) if (said[name]) draw();
+  drawWhy();
 }
 
 let width = document.documentElement.clientWidth;
