@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..config import HousingError, Settings
 from ..model.bundle import Reference
 from ..model.inference import Model
-from ..monitoring.judgement import WINDOWS, as_observations, drift_reference, judge
+from ..monitoring.judgement import READ, WINDOWS, judge_window
 from . import notebooks
 from housing_mlops.prediction_log.decisions import (
     LoggedDecision,
@@ -248,11 +248,11 @@ def live_alarm(
 def drifted(
     engine: sa.Engine,  # of the log
     model: Model,  # the champion
-    rows: int = 2_000,  # most rows to look at, the newest
+    rows: int = READ,  # most rows to look at, the newest
 ) -> tuple[str, ...]:
     """What the agreed alarm names."""
     window = read_window(engine, model.dataset, rows, version=model.version)
-    return judge(drift_reference(model.dataset, model.reference), as_observations(window)).features
+    return judge_window(window, model).features
 
 
 def failures_in_a_row(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['chosen', 'sold', 'LoggedPrediction', 'Page', 'parse_cursor', 'read_page', 'error_figures', 'newest_sales',
-           'LiveError', 'live_error', 'number', 'columns', 'Window', 'read_window', 'read_prices', 'slice_minutes',
-           'by_slice', 'Slice', 'slice_of', 'traffic_over_time']
+           'LiveError', 'live_error', 'SaleErrors', 'read_errors', 'number', 'columns', 'Window', 'read_window',
+           'read_prices', 'slice_minutes', 'by_slice', 'Slice', 'slice_of', 'traffic_over_time', 'Sale', 'read_sales']
 
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #c27b70aa
 import json
@@ -174,6 +174,32 @@ def live_error(
     rows = sorted(rows, key=lambda r: -r[7])
     return [LiveError(r[0], r[1], r[2], r[3], math.sqrt(r[4]), r[5], r[6]) for r in rows]
 
+# %% ../../nbs/6_prediction_log/11_queries.ipynb #89940761
+class SaleErrors(NamedTuple):
+    """The newest sales of a version, the oldest of them first."""
+
+    errors: NDArray[np.float64]  # price given minus price paid
+    outside: NDArray[np.float64]  # 1 outside the interval, 0 inside; NaN where there was none
+    times: NDArray[np.float64]  # of the sale, in seconds since 1970
+
+
+def read_errors(
+    engine: sa.Engine,  # of a migrated database
+    model: str,  # name of a model
+    version: str,  # and its version
+    n: int = 5_000,  # most
+) -> SaleErrors:
+    """The newest sales by the time of the sale; raises `LogUnavailable`."""
+    f = feedback.c
+    query = sa.select(f.predicted, f.price, f.low, f.high, f.time_us)
+    query = query.where(f.model == model, *sold(version))
+    with reach(engine) as connection:
+        newest = query.order_by(f.time_us.desc(), f.prediction_id.desc()).limit(n)
+        rows = connection.execute(newest).all()[::-1]
+    given, paid, low, high, at = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    outside = np.where((paid < low) | (paid > high), 1.0, 0.0)
+    return SaleErrors(given - paid, np.where(np.isnan(low + high), np.nan, outside), at / 1e6)
+
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #66a8a8b5
 def number(
     value: object,  # as JSON has it
@@ -323,3 +349,36 @@ def traffic_over_time(
             found.setdefault(number, []).append(cell)
     at = (from_us(i * length * MINUTE_US) for i in range(begin, end))
     return [slice_of(t, found.get(i, [])) for i, t in zip(range(begin, end), at, strict=True)]
+
+# %% ../../nbs/6_prediction_log/11_queries.ipynb #7060c056
+class Sale(NamedTuple):
+    """A house that was priced and then sold."""
+
+    id: str  # of the prediction
+    features: dict[str, Any]  # as they were sent
+    predicted: float  # the price that was given
+    version: str  # of the model that gave it
+    price: float  # that was paid
+    sold: datetime
+    reported: datetime
+    source: str  # who reported it; empty where nobody knows
+
+
+def read_sales(
+    engine: sa.Engine,  # of a migrated database
+    since: datetime | None = None,  # only houses sold from then on
+) -> list[Sale]:
+    """Every sale, by the time of the sale; raises `LogUnavailable`."""
+    p, f = predictions.c, feedback.c
+    text = sa.cast(p.features, sa.Text)
+    columns = (p.id, text, p.price, p.model_version, f.price, f.time_us, f.reported_us, f.source)
+    query = sa.select(*columns).join(feedback).order_by(f.time_us, p.id)
+    if since is not None:
+        query = query.where(f.time_us >= to_us(since))
+    with reach(engine) as connection:
+        rows = connection.execute(query).all()
+    houses = json.loads(f"[{','.join(row[1] for row in rows)}]")
+    return [
+        Sale(r[0], house, r[2], r[3], r[4], from_us(r[5]), from_us(r[6]), r[7])
+        for r, house in zip(rows, houses, strict=True)
+    ]
