@@ -34,7 +34,6 @@ from housing_mlops.monitoring.judgement import (
     CHECKS,
     LEAST,
     READ,
-    WHOLE,
     WINDOWS,
     Look,
     agreed_columns,

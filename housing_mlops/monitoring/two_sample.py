@@ -266,7 +266,7 @@ def empty_side(
     return "" if len(old.known) and len(new.known) else "window" if len(old.known) else "reference"
 
 # %% ../../nbs/7_monitoring/01_two_sample.ipynb #40d49e9c
-ASIDE = 0.2  # share of a column's error rate that these questions have
+ASIDE = 0.3  # share of a column's error rate that these questions have
 SHARED = 0.03  # share of the reference that makes a value a common one
 
 
