@@ -23,7 +23,7 @@ parallel := -n logical --maxprocesses 8 --dist loadgroup
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train report check test notebooks bench soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
+.PHONY: help serve train retrain report check test notebooks bench soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -34,6 +34,9 @@ serve: $(env) ## train if there is no champion yet, then serve the API (PORT) an
 
 train: $(env) ## run the training notebook, e.g. ARGS="-p models '[\"Ridge\"]' -p folds 3"
 	@exec housing-mlops train $(ARGS)
+
+retrain: $(env) ## look at the evidence, and train anew when it says so; ARGS=--dry-run only tells
+	@exec housing-mlops retrain $(ARGS)
 
 report: $(env) ## write what the prediction log holds as a page under runs/, e.g. ARGS="--window 5000"
 	@exec housing-mlops report $(ARGS)
@@ -107,7 +110,7 @@ env: ## make .env, with random passwords, for the container stack
 
 up: ## build and start the container stack and wait until it serves; ARGS="--profile observability": with Grafana
 	@test -f .env || { echo "There is no .env yet: \`make env\` makes it."; exit 1; }
-	@$(compose) $(ARGS) up -d --build
+	@REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(compose) $(ARGS) up -d --build
 	@$(PYTHON) deploy/wait_ready.py
 
 down: ## stop the container stack; ARGS=-v removes its data too

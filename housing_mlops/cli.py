@@ -404,7 +404,7 @@ def open_champion(
     champion = fetch_champion(settings)
     if champion is None:
         raise HousingError("There is no champion yet: train one with `housing-mlops train`.")
-    return Model.open(champion.folder, champion.version)
+    return Model.open(champion.folder, champion.version, settings.interval)
 
 
 def quote_house(
@@ -422,11 +422,17 @@ def quote_house(
         faults = [f"{'.'.join(map(str, e['loc'])) or 'house'}: {e['msg']}" for e in error.errors()]
         raise HousingError("; ".join(faults)) from None
     quote = model.quote([row])
+    [limits] = quote.limits
     ends = None if quote.low is None or quote.high is None else (quote.low[0], quote.high[0])
     return {
         "prediction": float(quote.prices[0]),
         "unit": model.dataset.target.unit,
         "interval": None if ends is None else [float(end) for end in ends],
+        "coverage": quote.coverage,
+        "clipped": limits.clipped,
+        "capped": limits.capped,
+        "in_domain": not limits.outside,
+        "outside": list(limits.outside),
         "model": model.info.model,
         "model_version": model.version,
     }

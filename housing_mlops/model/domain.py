@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RIDGE', 'ROWS', 'MOST', 'SHARE', 'LEAST', 'PART', 'NAMED', 'Scale', 'Neighbours', 'draw_lines', 'Domain']
 
-# %% ../../nbs/3_model/05_domain.ipynb #0683d17a
+# %% ../../nbs/3_model/05_domain.ipynb #3b8a6c6e
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .bundle import Reference
 from ..schema import Dataset
 
-# %% ../../nbs/3_model/05_domain.ipynb #b3e711bd
+# %% ../../nbs/3_model/05_domain.ipynb #fc912640
 class Scale:
     """Columns of numbers on one scale: logarithmic far from the median, with a spread of 1."""
 
@@ -49,7 +49,7 @@ class Scale:
         )
         return numbers
 
-# %% ../../nbs/3_model/05_domain.ipynb #a9f8530c
+# %% ../../nbs/3_model/05_domain.ipynb #c8fe3f84
 RIDGE = 0.1  # keeps directions in which the sample hardly varies from counting beyond measure
 
 
@@ -92,10 +92,10 @@ class Neighbours:
         """Of each house the largest value beyond the range, and the distance squared, [2, rows]."""
         return np.stack([self.beyond(scaled).max(axis=1), self.squares(scaled).min(axis=1)])
 
-# %% ../../nbs/3_model/05_domain.ipynb #d07cd630
+# %% ../../nbs/3_model/05_domain.ipynb #5f0721a5
 ROWS = 256  # of the training table that a house is compared with
 MOST = 5_000  # rows that lines are drawn from, of a larger table
-SHARE = 0.005  # of good houses that each of the two tests may flag
+SHARE = 0.0075  # of good houses that each of the two tests may flag
 
 
 def draw_lines(
@@ -109,7 +109,7 @@ def draw_lines(
     beyond, square = np.sort(found, axis=1)[:, rank - 1].tolist()
     return beyond + 1e-6, square + 1e-6
 
-# %% ../../nbs/3_model/05_domain.ipynb #3c962b02
+# %% ../../nbs/3_model/05_domain.ipynb #163693f7
 LEAST = 20  # rows of a training table below which nothing is said of numbers
 PART = 128  # rows that are compared at once
 NAMED = 3  # features that are named at most

@@ -272,12 +272,12 @@ REST = "other_contributions"  # the column for all that have none of their own
 
 def reason_columns(
     count: int,  # reasons that are wanted
-) -> dict[str, type]:
-    """The columns of an explanation in a file, and what is in them."""
-    kinds: dict[str, type] = {"base": float}
+) -> dict[str, str]:
+    """The columns of an explanation in a file, and what Parquet holds them as."""
+    kinds = {"base": "double"}
     for i in range(1, count + 1):
-        kinds |= {f"reason_{i}": str, f"contribution_{i}": float}
-    return {**kinds, REST: float}
+        kinds |= {f"reason_{i}": "string", f"contribution_{i}": "double"}
+    return {**kinds, REST: "double"}
 
 
 def as_columns(

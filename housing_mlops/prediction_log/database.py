@@ -70,6 +70,7 @@ predictions = sa.Table(
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("features", sa.JSON, nullable=False),
     sa.Column("client", sa.Text, nullable=False, server_default=""),
+    sa.Column("limits", sa.Text, nullable=False, server_default=""),
     sa.Index("predictions_time", "time_us", "id"),
     sa.Index("predictions_version_time", "model_version", "time_us", "id"),
 )

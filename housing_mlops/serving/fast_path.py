@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Row', 'FastPath', 'SECURITY_HEADERS', 'PRICE_HEADERS', 'PriceRequest', 'is_predict', 'parse_request',
-           'HouseParser', 'Encoder', 'Pricer', 'make_fast_path', 'PriceQueue', 'log_price']
+           'HouseParser', 'Encoder', 'Turn', 'Pricer', 'make_fast_path', 'PriceQueue', 'log_price']
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #1612c3f5
 import asyncio
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from pydantic import ValidationError
 
 from ..model.inference import Model, row_of
+from ..model.interval import USUAL, Limits
 from ..monitoring.counters import Counters
 from ..prediction_log.journal import Journal, JournalError
 from ..prediction_log.record import new_id
@@ -56,25 +57,17 @@ def parse_request(
     request_id: bytes = b"",  # that was given to it already
 ) -> PriceRequest | None:
     """A request ready to be priced; None when the fallback route has to answer."""
-    kind = given = key = host = b""
-    for name, value in headers:
-        if name == b"content-type":
-            kind = value
-        elif name == b"x-request-id":
-            given = value
-        elif name == b"host":
-            host = value
-        elif name == b"x-api-key":
-            key = value
-        elif name == b"origin":
-            return None
-    settings = service.settings
-    if kind != b"application/json" or len(body) > settings.max_body_bytes:
+    pairs = [*headers]
+    told = dict(pairs)
+    if len(told) < len(pairs) or b"origin" in told:
         return None
-    client = service.keys.caller(key, "predict")
-    if client is None or not service.hosts.allows(host):
+    kind, most = told.get(b"content-type"), service.settings.max_body_bytes
+    if kind != b"application/json" or len(body) > most:
         return None
-    named = request_id or clean_id(given) or new_id().encode()
+    client = service.keys.caller(told.get(b"x-api-key", b""), "predict")
+    if client is None or not service.hosts.allows(told.get(b"host", b"")):
+        return None
+    named = request_id or clean_id(told.get(b"x-request-id", b"")) or new_id().encode()
     return PriceRequest(body, named, time.perf_counter(), client.encode())
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #70000005
@@ -108,6 +101,15 @@ def _literal(text: str) -> bytes:
     return text.encode().replace(b"%", b"%%")
 
 
+def _said(limits: Limits) -> bytes:
+    """The part of an answer that tells the limits of a price."""
+    told = (json.dumps(x).encode() for x in (*limits[:2], not limits.outside, limits.outside))
+    return b'"clipped":%b,"capped":%b,"in_domain":%b,"outside":%b' % tuple(told)
+
+
+_USUAL = _said(USUAL)
+
+
 class Encoder:
     """Writes a price as the body of an answer and as a record of the journal."""
 
@@ -118,8 +120,8 @@ class Encoder:
         name, version = model.info.model, model.version
         unit = _literal(json.dumps(model.dataset.target.unit))
         self.numbers, interval, rest = b"%.7g", b"null", b"\t\t"
-        if model.info.interval is not None:
-            coverage = repr(model.info.interval.coverage).encode()
+        if model.interval is not None:
+            coverage = repr(model.interval.coverage).encode()
             interval = b'{"low":%%b,"high":%%b,"coverage":%b}' % coverage
             self.numbers, rest = b"%.7g\t%.7g\t%.7g", b""
         names = b'"model":%b,"model_version":%b' % (
@@ -127,10 +129,10 @@ class Encoder:
             _literal(json.dumps(version)),
         )
         self.answer = (
-            b'{"prediction":%%b,"unit":%b,"interval":%b,"prediction_id":"%%b",%b,"latency_ms":%%.3f}'
+            b'{"prediction":%%b,"unit":%b,"interval":%b,%%b,"prediction_id":"%%b",%b,"latency_ms":%%.3f}'
             % (unit, interval, names)
         )
-        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t/predict\t%%b\t%%b\t%%b" % (
+        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t/predict\t%%b\t%%b\t%%b\t%%b" % (
             _literal(name),
             _literal(version),
             rest,
@@ -142,10 +144,14 @@ class Encoder:
         values: tuple[float, ...],  # the price, and the ends of its interval if it has one
         time_us: int,  # microseconds since 1970
         seconds: float,  # from the request until now
+        limits: Limits = USUAL,  # what has to be said beside the price
     ) -> tuple[bytes, bytes]:
         """The answer and the record, which share a new identifier."""
+        said, kept = _USUAL, b""
+        if limits is not USUAL:
+            said, kept = _said(limits), limits.text().encode()
         made, latency_ms, numbers = new_id().encode(), seconds * 1e3, self.numbers % values
-        answer = self.answer % (*numbers.split(b"\t"), made, latency_ms)
+        answer = self.answer % (*numbers.split(b"\t"), said, made, latency_ms)
         return answer, self.record % (
             made,
             time_us,
@@ -154,7 +160,15 @@ class Encoder:
             request.request_id,
             request.body,
             request.client,
+            kept,
         )
+
+# %% ../../nbs/8_serving/08_fast_path.ipynb #ba17d332
+class Turn(NamedTuple):
+    """What came of the requests of one turn of the event loop."""
+
+    answers: list[bytes | None]  # in order; None for those that the fallback route has to give
+    when_kept: Callable[[], object] = int  # counts them; by default there is nothing to count
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #11ac6c73
 class Pricer:
@@ -174,35 +188,38 @@ class Pricer:
     def __call__(
         self,
         requests: Sequence[PriceRequest],  # of one turn
-    ) -> list[bytes | None]:
-        """The answers in order, with None for those that the fallback route has to give."""
+    ) -> Turn:
+        """The answers, whose records stand in the journal; they are not counted yet."""
         answers: list[bytes | None] = [None] * len(requests)
         rows = self.parse(requests)
         if not rows:
-            return answers
+            return Turn(answers)
         quote = self.model.quote([*rows.values()])
         numbers = zip(*quote.values.tolist(), strict=True)
         time_us, now = time.time_ns() // 1000, time.perf_counter()
         priced, records = [], []
-        for i, values in zip(rows, numbers, strict=True):
+        for i, values, limits in zip(rows, numbers, quote.limits, strict=True):
             if math.isfinite(values[0]):
                 seconds = now - requests[i].start
-                answer, record = self.encode(requests[i], values, time_us, seconds)
+                answer, record = self.encode(requests[i], values, time_us, seconds, limits)
                 records.append(record)
-                priced.append((i, answer, values[0], seconds))
+                priced.append((i, answer, values[0], limits, seconds))
         if self.journal is not None and records:
             try:
                 self.journal.append_many(records)
             except JournalError:
-                return answers
-        for i, answer, price, seconds in priced:
+                return Turn(answers)
+        for i, answer, _, _, _ in priced:
             answers[i] = answer
-            self.prices.add(price)
+        return Turn(answers, partial(self._count, priced))
+
+    def _count(self, priced: Sequence[tuple[int, bytes, float, Limits, float]]) -> None:
+        for _, _, price, limits, seconds in priced:
+            self.prices.add(price, limits)
             self.latencies.add(seconds)
-        return answers
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #a905257a
-FastPath = Callable[[list[PriceRequest]], list[bytes | None]]
+FastPath = Callable[[list[PriceRequest]], Turn]
 
 
 def make_fast_path(
@@ -245,24 +262,26 @@ class PriceQueue:
 
     def _price(self) -> None:
         waiting, self._waiting = self._waiting, []
-        answers: list[bytes | None] = [None] * len(waiting)
+        turn = Turn([None] * len(waiting))
         try:
             if self.fast_path is not None:
-                answers = self.fast_path([request for request, _ in waiting])
+                turn = self.fast_path([request for request, _ in waiting])
         except Exception:
             logger.exception("The fast path failed; the fallback route answers.")
         if self.when_kept is None:
-            _give(waiting, answers, True)
+            _give(waiting, turn, True)
         else:
-            self.when_kept(partial(_give, waiting, answers))
+            self.when_kept(partial(_give, waiting, turn))
 
 
 def _give(
     waiting: Sequence[tuple[PriceRequest, Callable[[bytes | None], object]]],
-    answers: Sequence[bytes | None],
-    kept: bool,
+    turn: Turn,
+    kept: bool,  # whether the records are as durable as was asked
 ) -> None:
-    for (_, callback), answer in zip(waiting, answers, strict=True):
+    if kept:
+        turn.when_kept()
+    for (_, callback), answer in zip(waiting, turn.answers, strict=True):
         callback(answer if kept else None)
 
 

@@ -7,7 +7,7 @@ __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitori
            'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
            'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz', 'health',
            'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv', 'read_rows',
-           'recent_predictions', 'moment', 'drift', 'traffic', 'prices', 'live_error']
+           'recent_predictions', 'moment', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
 
 # %% ../../nbs/8_serving/06_routes.ipynb #c13716a3
 import asyncio
@@ -49,6 +49,7 @@ from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
     Service,
+    declared_cap,
     health_checks,
     metric_numbers,
     needs,
@@ -442,11 +443,35 @@ def live_error(
     n: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     version: VersionFilter = None,
 ) -> dict[str, Any]:
-    """The errors against the actual prices, by model version."""
+    """The errors against the actual prices, by model version, and for the newest 1,000 of each the
+    share inside the interval by quarter of the predicted price."""
     from housing_mlops.prediction_log import queries
 
-    rows = queries.live_error(log.engine, n, version=version)
+    cap = declared_cap(service)
+    rows = queries.live_error(log.engine, n, version=version, cap=cap)
+    found = []
+    for row in rows:
+        quarters = queries.inside_by_quarter(
+            log.engine, row.model, row.model_version, min(n or 1000, 1000), cap
+        )
+        found.append({**row._asdict(), "quarters": [q._asdict() for q in quarters]})
     verdict = service.verdicts.error
     since = moment(service.verdicts.error_since)
     told = None if verdict is None else {"since": since, **verdict.as_dict()}
-    return {"versions": [row._asdict() for row in rows], "judgement": told}
+    return {"versions": found, "judgement": told}
+
+# %% ../../nbs/8_serving/06_routes.ipynb #a8239902
+@monitoring.get("/monitoring/decisions")
+def decisions(
+    log: Log,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
+    trainings: bool = False,
+) -> dict[str, Any]:
+    """The looks at whether to train anew, newest first: what was decided, and why."""
+    from housing_mlops.prediction_log.decisions import read_decisions
+
+    found = [asdict(row) for row in read_decisions(log.engine, limit, trainings)]
+    for row in found:
+        del row["folder"]
+        row |= {k: row[k] and row[k].isoformat() for k in ("time", "ended")}
+    return {"decisions": found}

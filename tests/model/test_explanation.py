@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from housing_mlops.data.table import Table, fingerprint
 from housing_mlops.model.bundle import Reference
 from housing_mlops.model.explanation import (
+    REST,
     Tensors,
     add_up,
+    as_columns,
     contrasts,
     contributions,
     draw_subsets,
@@ -25,6 +27,7 @@ from housing_mlops.model.explanation import (
     grid,
     make_design,
     measure_basis,
+    reason_columns,
     reference_house,
 )
 from housing_mlops.model.inference import Model, to_tensors
@@ -302,3 +305,14 @@ def test_a_grid_keeps_to_whole_numbers_and_to_the_declared_range() -> None:
     assert grid(rooms, known, 3) == [2, 3, 4, 5, 6, 7, 8]
     nothing = np.full(3, np.nan, dtype=np.float32)
     assert grid(rooms, nothing, 4) == [4] and grid(rooms, nothing, None) == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_line_of_a_file_adds_up_too(mixed: Model, count: int) -> None:
+    told = explain(mixed, house_of(mixed, 7))
+    line = as_columns(told, count)
+    assert [*line] == [name for name in reason_columns(count) if name in line]
+    named = [v for k, v in line.items() if k.startswith("contribution_")]
+    assert len(named) == min(count, 14) and (count < 14 or line[REST] == 0)
+    parts = [Decimal(repr(part)) for part in (line["base"], line[REST], *named)]
+    assert sum(parts) == Decimal(repr(told.price))

@@ -21,7 +21,7 @@ from housing_mlops.monitoring.counters import Counters
 from housing_mlops.prediction_log.journal import Journal
 from housing_mlops.schema import Dataset
 from housing_mlops.serving.api import create_app
-from housing_mlops.serving.fast_path import PriceQueue, PriceRequest, make_fast_path
+from housing_mlops.serving.fast_path import PriceQueue, PriceRequest, Turn, make_fast_path
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def both(client: TestClient, body: bytes, headers: dict[str, str]) -> tuple[Any,
     prices, priced = client.app.prices, []
     fast_path = prices.fast_path
 
-    def watched(requests: list[PriceRequest]) -> list[bytes | None]:
-        answers = fast_path(requests)
-        priced.extend(a for a in answers if a is not None)
-        return answers
+    def watched(requests: list[PriceRequest]) -> Turn:
+        turn = fast_path(requests)
+        priced.extend(a for a in turn.answers if a is not None)
+        return turn
 
     found = []
     for way in (watched, None):
@@ -116,12 +116,12 @@ def test_many_at_once_are_answered_as_one_by_one(model: Model, tmp_path: Path) -
     assert fast_path is not None
     contents = [json.dumps(HOUSE | {"RM": 4 + rng.random()}).encode() for _ in range(40)]
     contents[3], contents[17] = b"{", json.dumps(HOUSE | {"RM": "six"}).encode()
-    together = fast_path(requests(*contents))
+    together = fast_path(requests(*contents)).answers
     assert journal.rows_in == 38
     assert [i for i, answer in enumerate(together) if answer is None] == [3, 17]
     identifiers = set()
     for content, answer in zip(contents, together, strict=True):
-        [alone] = fast_path(requests(content))
+        [alone] = fast_path(requests(content)).answers
         if answer is None:
             assert alone is None
             continue
@@ -137,7 +137,7 @@ def test_a_model_without_an_interval_has_none_in_its_answers(model: Model, tmp_p
     bare = Model(info, "1%", Graph(model), model.reference)
     fast_path = make_fast_path(bare, Counters(), None)
     assert fast_path is not None
-    [answer] = fast_path(requests(BODY))
+    [answer] = fast_path(requests(BODY)).answers
     payload = json.loads(answer or b"")
     assert payload["interval"] is None
     assert (payload["model"], payload["model_version"]) == ("100% %b", "1%")
@@ -164,7 +164,7 @@ def test_what_the_journal_refuses_is_left_to_the_fallback_route(
     full, counters = Journal(tmp_path, max_bytes=1), Counters()
     fast_path = make_fast_path(model, counters, full)
     assert fast_path is not None
-    assert fast_path(requests(BODY, BODY)) == [None, None]
+    assert fast_path(requests(BODY, BODY)).answers == [None, None]
     assert full.rows_in == counters.version("1").count == 0
 
 
@@ -178,20 +178,20 @@ def test_a_price_that_is_no_number_is_left_to_the_fallback_route(
     values = quote.values.copy()
     values[0] = [np.nan, 20]
     monkeypatch.setattr(model, "quote", lambda rows: quote._replace(values=values))
-    first, second = fast_path(requests(BODY, BODY))
+    first, second = fast_path(requests(BODY, BODY)).answers
     assert first is None and json.loads(second or b"")["prediction"] == 20
     assert journal.rows_in == 1
     monkeypatch.setattr(model, "quote", lambda rows: quote._replace(values=values * np.nan))
-    assert fast_path(requests(BODY, BODY)) == [None, None]
+    assert fast_path(requests(BODY, BODY)).answers == [None, None]
     assert journal.rows_in == 1
 
 
 def test_requests_of_one_turn_are_priced_together() -> None:
     prices, sizes = PriceQueue(), []
 
-    def counting(requests: list[PriceRequest]) -> list[bytes | None]:
+    def counting(requests: list[PriceRequest]) -> Turn:
         sizes.append(len(requests))
-        return [request.body for request in requests]
+        return Turn([request.body for request in requests])
 
     async def all_of_them(number: int) -> list[bytes | None]:
         asked = requests(*(b"%d" % i for i in range(number)))
@@ -206,7 +206,7 @@ def test_requests_of_one_turn_are_priced_together() -> None:
 def test_a_failing_fast_path_leaves_the_fallback_route(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(requests: list[PriceRequest]) -> list[bytes | None]:
+    def fails(requests: list[PriceRequest]) -> Turn:
         raise RuntimeError("made up")
 
     monkeypatch.setattr(client.app.prices, "fast_path", fails)

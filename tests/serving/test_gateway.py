@@ -11,6 +11,7 @@ from houses import BODY, HOUSE, JSON
 
 from housing_mlops.config import Settings
 from housing_mlops.serving.api import create_app
+from housing_mlops.serving.fast_path import Turn
 
 
 def test_a_client_that_asks_too_often_waits(home: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_request_that_never_comes_is_cut_off_and_one_that_leaves_is_let_go(
     deadline_s = 0.01 if late else 60
     app = create_app(Settings(home=home, log="off", deadline_s=deadline_s))
     scope, sent, send = connection(path)
-    app.prices.fast_path = lambda requests: [None] * len(requests)
+    app.prices.fast_path = lambda requests: Turn([None] * len(requests))
 
     async def scenario() -> None:
         task = asyncio.create_task(app(scope, never, send))

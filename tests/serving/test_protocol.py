@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 from housing_mlops.config import Settings
 from housing_mlops.prediction_log.journal import JournalError
 from housing_mlops.prediction_log.queries import read_page
-from housing_mlops.serving.fast_path import PriceQueue, PriceRequest
+from housing_mlops.serving.fast_path import PriceQueue, PriceRequest, Turn
 from housing_mlops.serving.protocol import HousingProtocol
 from housing_mlops.serving.server import http_protocol
 from housing_mlops.serving.service import Service
@@ -160,7 +160,7 @@ def test_requests_of_one_turn_are_priced_together(
 ) -> None:
     fast_path, sizes = api.prices.fast_path, []
 
-    def slowly(requests: list[PriceRequest]) -> list[bytes | None]:
+    def slowly(requests: list[PriceRequest]) -> Turn:
         assert fast_path is not None
         sizes.append(len(requests))
         time.sleep(0.05)  # the others arrive meanwhile
@@ -255,7 +255,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 def state(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """What the lifespan of an application hands over; every price is an empty object."""
     service, prices = Service(Settings(home=tmp_path, log="off")), PriceQueue()
-    prices.fast_path = lambda requests: [b"{}" for _ in requests]
+    prices.fast_path = lambda requests: Turn([b"{}" for _ in requests])
     yield {"service": service, "prices": prices}
     assert service.in_progress == 0
     service.pool.shutdown()
@@ -281,7 +281,7 @@ def test_what_happens_in_the_turn_of_a_request(state: dict[str, Any], event: str
     """The server is told to stop, the client leaves or does not read, in that very turn."""
     transport, most = Transport(), 1 if event == "crowd" else None
     if event == "no price":
-        state["prices"].fast_path = lambda requests: [None] * len(requests)
+        state["prices"].fast_path = lambda requests: Turn([None] * len(requests))
     left = {} if event == "no service" else state
 
     async def scenario() -> None:
@@ -379,9 +379,13 @@ def test_at_level_always_a_price_leaves_when_it_is_on_disk(
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
             patched.setattr(os, "fdatasync", broken)
+            counters = api.service.counters
+            prices, latencies = counters.version("1"), counters.histogram("/predict", 200)
+            before = prices.count, latencies.count
             for request in (post(), post(), fallback, batch):
                 [(status, _, body)] = api.talk(request)
                 assert status == 503 and b"flushed to disk" in body
+            assert (prices.count, latencies.count) == before
             [(status, _, body)] = api.talk(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert status == 503 and b"flushed to disk" in body
         until(lambda: [a[0] for a in api.talk(post())] == [200])

@@ -380,11 +380,24 @@ function drawWhy() {
   if (answer.fault) return $("why").replaceChildren(note(answer.fault, true));
   const { explanation, prediction: price, unit, model_version: version } = answer.body;
   const other = version === prediction.model_version ? "" : `, by version ${version} (version ${prediction.model_version} said ${number(prediction.price)})`;
-  $("why-said").textContent = `${number(price)} ${unit}${other}; the reference house: ${number(explanation.base)}`;
+  $("why-said").textContent = `${number(price)}${other}; the reference house: ${number(explanation.base)} (${unit})`;
   $("why").replaceChildren(reasons, contrasts);
   const exact = explanation.error !== null && explanation.error <= 1e-6 * Math.abs(price) ? "exact" : explanation.error === null ? "off by an unknown amount" : `off by ${number(explanation.error, 2)} at most, as measured`;
   reasons.append(steps(reasons, explanation, price), node("p", { class: "key" }, `The house's value, the reference house's in brackets, and what that adds to the price in ${unit}: ${exact}.`));
   for (const one of explanation.contrasts) contrasts.append(...contrast(contrasts, one, unit));
+}
+
+function drawDecisions() {
+  const { body, fault } = said.decisions;
+  if (fault) return $("decisions").replaceChildren(note(fault, true));
+  if (!body.decisions.length) return $("decisions").replaceChildren(note("Nobody has looked yet (housing-mlops retrain)."));
+  const columns = [["time", ""], ["decision", ""], ["reason", ""], ["training", "spare"], ["version", ""], ["verdict", "spare"]];
+  const rows = body.decisions.map((d) => {
+    const at = new Date(d.time);
+    const came = d.state === "done" ? (d.promoted ? "promoted" : "not promoted") : d.state;
+    return [`${day(at)} ${clock(at)}`, d.act, d.reason, came || "–", d.version ?? "–", d.verdict ?? "–"];
+  });
+  $("decisions").replaceChildren(table(columns, rows));
 }
 
 function drawTiles() {
@@ -421,6 +434,7 @@ const ROUTES = { // route, how to draw it, seconds between two questions
   recent: [() => "monitoring/predictions?limit=15", drawRecent, 5],
   prices: [() => "monitoring/prices", () => { drawPrices(); drawTiles(); }, 15],
   error: [() => "monitoring/live-error", drawError, 15],
+  decisions: [() => "monitoring/decisions?limit=10", drawDecisions, 30],
   drift: [() => "monitoring/drift", () => { drawDrift(); drawTiles(); }, 15],
 };
 
