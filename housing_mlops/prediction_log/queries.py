@@ -218,7 +218,7 @@ def read_errors(
     outside = np.where((paid < low) | (paid > high), 1.0, 0.0)
     return SaleErrors(given - paid, np.where(np.isnan(low + high), np.nan, outside), at / 1e6)
 
-# %% ../../nbs/6_prediction_log/11_queries.ipynb #778de8f5
+# %% ../../nbs/6_prediction_log/11_queries.ipynb #cab7f7de
 class QuarterInside(NamedTuple):
     """Of the sales in one quarter of the predicted price: how many were inside their interval."""
 
