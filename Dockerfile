@@ -56,6 +56,7 @@ LABEL org.opencontainers.image.title="housing_mlops train" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+ENV GIT_COMMIT=${REVISION}
 
 FROM base AS api
 COPY --from=api-requirements /opt/venv /opt/venv

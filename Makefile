@@ -23,7 +23,7 @@ parallel := -n logical --maxprocesses 8 --dist loadgroup
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train report check test notebooks bench soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
+.PHONY: help serve train retrain report check test notebooks bench soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -34,6 +34,9 @@ serve: $(env) ## train if there is no champion yet, then serve the API (PORT) an
 
 train: $(env) ## run the training notebook, e.g. ARGS="-p models '[\"Ridge\"]' -p folds 3"
 	@exec housing-mlops train $(ARGS)
+
+retrain: $(env) ## look at the evidence, and train anew when it says so; ARGS=--dry-run only tells
+	@exec housing-mlops retrain $(ARGS)
 
 report: $(env) ## write what the prediction log holds as a page under runs/, e.g. ARGS="--window 5000"
 	@exec housing-mlops report $(ARGS)
@@ -63,10 +66,10 @@ notebooks: $(env) ## run the notebooks as they are written, e.g. ARGS="--path nb
 	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
 	HOUSING_HOME=$$home MPLBACKEND=agg nbdev_test --n_workers 1 --timing $(ARGS)
 
-bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS=--quick takes a minute
+bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debian); ARGS=--quick takes a minute
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
 	@python benchmarks/serving.py $(ARGS)
-	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; }
+	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; python benchmarks/explain.py; }
 
 soak: $(env) ## faults at random under load, and nothing may be lost; ARGS="--minutes 1 --seed 7"
 	@python benchmarks/soak.py $(ARGS)
@@ -107,7 +110,7 @@ env: ## make .env, with random passwords, for the container stack
 
 up: ## build and start the container stack and wait until it serves; ARGS="--profile observability": with Grafana
 	@test -f .env || { echo "There is no .env yet: \`make env\` makes it."; exit 1; }
-	@$(compose) $(ARGS) up -d --build
+	@REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(compose) $(ARGS) up -d --build
 	@$(PYTHON) deploy/wait_ready.py
 
 down: ## stop the container stack; ARGS=-v removes its data too

@@ -1,4 +1,4 @@
-"""Judge drift and write the report, at start and then every MONITOR_INTERVAL_S seconds (3600).
+"""Judge drift, look at whether to train anew, and write the report, at start and then every MONITOR_INTERVAL_S seconds (3600).
 
 usage: python monitor.py           run until SIGTERM; what is found goes to standard output as JSON lines
        python monitor.py --check   exit 0 when the last round is no older than two intervals (a health check)
@@ -8,6 +8,7 @@ A check that fails is told and tried again in the next round: what it watches ma
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,9 +17,12 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+LIMITS = {"drift": 600, "retrain": 7200, "report": 600}  # seconds that a check may take
 INTERVAL = float(os.environ.get("MONITOR_INTERVAL_S") or 3600)
 RETRY = 30.0  # seconds until a round that failed is tried again
-PULSE = Path(os.environ.get("MONITOR_PULSE", "/tmp/monitor.pulse"))  # touched after every round
+PULSE = Path(
+    os.environ.get("MONITOR_PULSE", "/tmp/monitor.pulse")
+)  # touched while a check runs, and after
 
 
 def say(level: str, check: str, message: str) -> None:
@@ -31,24 +35,33 @@ def say(level: str, check: str, message: str) -> None:
 def command(check: str) -> list[str]:
     """What runs the check; of the reports, the last of each day is kept."""
     day = f"reports/{datetime.now(UTC):%Y-%m-%d}"
-    more = {"drift": [], "report": ["--out", day]}
+    parameters = shlex.split(os.environ.get("TRAIN_PARAMETERS", ""))
+    more = {"drift": [], "retrain": parameters, "report": ["--out", day]}
     return ["housing-mlops", check, *more[check]]
 
 
 def run(check: str) -> bool:
     """Whether the check could be made; its result is printed."""
-    try:
-        done = subprocess.run(
-            command(check), capture_output=True, text=True, timeout=600, check=False
-        )
-    except subprocess.TimeoutExpired:
-        say("warning", check, "did not end within 600 s")
-        return False
-    said = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
-    found = done.returncode == 0
-    alarm = check == "drift" and found and said.startswith("drift")
-    lines = said.splitlines() or [f"exit {done.returncode}"]
-    first = lines[0] if check == "drift" or not found else lines[-1]
+    process = subprocess.Popen(
+        command(check), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + LIMITS[check]
+    while True:
+        try:
+            out, error = process.communicate(timeout=15)
+            break
+        except subprocess.TimeoutExpired:
+            PULSE.touch()
+            if time.monotonic() > end:
+                process.kill()
+                process.communicate()
+                say("warning", check, f"did not end within {LIMITS[check]} s")
+                return False
+    found = process.returncode == 0
+    said = (out if found else error or out).strip()
+    alarm = found and said.startswith(("drift", "ask", "hold"))
+    lines = said.splitlines() or [f"exit {process.returncode}"]
+    first = lines[-1] if check == "report" or (not found and check != "drift") else lines[0]
     say("info" if found and not alarm else "warning", check, first)
     return found
 
@@ -58,9 +71,9 @@ def main() -> None:
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
-    say("info", "start", f"drift and report every {INTERVAL:g} s")
+    say("info", "start", f"drift, retrain and report every {INTERVAL:g} s")
     while not done.is_set():
-        fine = run("drift") and run("report")
+        fine = run("drift") and run("retrain") and run("report")
         PULSE.touch()
         done.wait(INTERVAL if fine else min(RETRY, INTERVAL))
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
            'DataSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings', 'ServerSettings', 'KeySettings',
-           'AccessSettings', 'MonitoringSettings', 'LogSettings', 'RetrainingSettings', 'Settings', 'unknown_settings',
-           'read_settings', 'get_settings']
+           'AccessSettings', 'PricingSettings', 'MonitoringSettings', 'LogSettings', 'RetrainingSettings', 'Settings',
+           'unknown_settings', 'read_settings', 'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
 import os
@@ -291,12 +291,28 @@ class AccessSettings(SettingsGroup):
             return False
 
 # %% ../nbs/00_config.ipynb #bfff3664
+class PricingSettings(SettingsGroup):
+    """How a price is told."""
+
+    interval: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="Share of prices that an interval is to hold; empty: as the model was trained.",
+    )
+
+
 class MonitoringSettings(SettingsGroup):
     """What a server looks at while it answers."""
 
     registry_poll_s: float = Field(5, ge=0, description="How often to look for a new champion.")
     metrics_dir: Path | None = Field(None, description="Folder where workers share their counters.")
-    drift_interval_s: float = Field(60, gt=0, description="How often drift is judged.")
+    drift_interval_s: float = Field(
+        60, gt=0, description="How often drift and live error are judged, by one worker for all."
+    )
+    drift_least_s: float = Field(
+        300, ge=0, description="Time that the rows judged have to span; below it drift is unknown."
+    )
     live_error_interval_s: float = Field(
         5, gt=0, description="How often the live error is read for /metrics."
     )
@@ -370,6 +386,7 @@ class Settings(  # pydantic reads the fields of the last base first
     RetrainingSettings,
     LogSettings,
     MonitoringSettings,
+    PricingSettings,
     AccessSettings,
     KeySettings,
     ServerSettings,

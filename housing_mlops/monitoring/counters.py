@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..files import replace_file
+from ..model.interval import USUAL, Limits
 from ..prediction_log.log import LogState
 
 # %% ../../nbs/7_monitoring/05_counters.ipynb #d8776908
@@ -71,12 +72,20 @@ class Prices:
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
+    clipped: int = 0  # prices that the graph put outside the declared range
+    capped: int = 0  # that, or whose upper ends, have to be read as "or more"
+    outside: int = 0  # of houses outside what the model knows
 
     def add(
         self,
         price: float,  # in the target's unit
+        limits: Limits = USUAL,  # what was said beside it
     ) -> None:
         """Count one price."""
+        if limits is not USUAL:
+            self.clipped += limits.clipped
+            self.capped += limits.capped
+            self.outside += bool(limits.outside)
         self.count += 1
         self.total += price
         self.squares += price * price
@@ -89,6 +98,9 @@ class Prices:
         self.count += other.count
         self.total += other.total
         self.squares += other.squares
+        self.clipped += other.clipped
+        self.capped += other.capped
+        self.outside += other.outside
 
     @property
     def mean(self) -> float | None:

@@ -21,7 +21,7 @@ _COLUMNS = ", ".join(Record._fields)
 _POSTGRESQL = store_and_count_statement(rf"""
 INSERT INTO predictions ({_COLUMNS})
 SELECT f[1], f[2]::bigint, f[3], f[4], f[5]::float8, nullif(f[6], '')::float8,
-       nullif(f[7], '')::float8, f[8]::float8, f[9], f[10], f[11]::json, f[12]
+       nullif(f[7], '')::float8, f[8]::float8, f[9], f[10], f[11]::json, f[12], f[13]
 FROM (SELECT string_to_array(line, E'\t') AS f
       FROM unnest(string_to_array(%s, E'\n')) AS line) AS batch
 ON CONFLICT (id) DO NOTHING""")
@@ -32,8 +32,8 @@ _COUNT = count_statement("predictions WHERE rowid > ?")
 def sqlite_statement(
     rows: int,  # how many records it takes
 ) -> str:
-    """The statement that stores that many records, each as twelve parameters."""
-    row = "(?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, ?, ?, ?)"
+    """The statement that stores that many records, each as thirteen parameters."""
+    row = "(?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, ?, ?, ?, ?)"
     values = ", ".join([row] * rows)
     return f"INSERT INTO predictions ({_COLUMNS}) VALUES {values} ON CONFLICT (id) DO NOTHING"
 
@@ -56,7 +56,7 @@ def insert(
         newest = connection.exec_driver_sql("SELECT max(rowid) FROM predictions").scalar() or 0
         for i in range(0, len(records), at_once):
             rows = records[i : i + at_once]
-            values = tuple(b"\t".join(rows).decode().split("\t"))  # eleven tabs a record, no more
+            values = tuple(b"\t".join(rows).decode().split("\t"))  # twelve tabs a record, no more
             new += connection.exec_driver_sql(sqlite_statement(len(rows)), values).rowcount
             give_way()
         if new:  # the only writer: what has a higher number came just now

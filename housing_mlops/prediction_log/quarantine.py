@@ -34,7 +34,7 @@ def screen(
         if record.count(b"\t") == len(Record._fields) - 1:
             records.append(record)
         else:
-            refused.append((record, "not twelve fields"))
+            refused.append((record, "not thirteen fields"))
     refused += [(line, "damaged: the checksum is wrong") for line in batch.damaged]
     return records, refused
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME', 'VERSION', 'DIGEST', 'NO_SUCH_ALIAS', 'RegistryError', 'registry_client', 'checked', 'bundle_digest',
-           'model_signature', 'model_example', 'register_bundle', 'find_version']
+           'model_signature', 'model_example', 'describe_bundle', 'register_bundle', 'find_version']
 
 # %% ../../nbs/5_registry/01_store.ipynb #9f2f02e1
 import os
@@ -89,6 +89,15 @@ def model_example(
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 # %% ../../nbs/5_registry/01_store.ipynb #27e5971b
+def describe_bundle(
+    info: BundleInfo,  # of a bundle
+) -> str:
+    """What MLflow's page says of a version, in a line."""
+    unit, error = info.dataset.target.unit, info.metrics.get("cv_rmse")
+    told = f"{info.model} on {info.dataset.name}, {info.rows} rows ({info.origin})"
+    return told if error is None else f"{told}; cross-validated RMSE {error:.3f} {unit}"
+
+
 def register_bundle(
     folder: Path,  # of a bundle
     run_id: str,  # the training run that it belongs to
@@ -115,6 +124,7 @@ def register_bundle(
         tags = {"bundle": bundle_digest(folder), "model": info.model, "folder": folder.name}
         for key, value in tags.items():
             client.set_model_version_tag(settings.model_name, version, key, value)
+        client.update_model_version(settings.model_name, version, describe_bundle(info))
         client.set_registered_model_alias(settings.model_name, "challenger", version)
     return version
 

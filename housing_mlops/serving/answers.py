@@ -34,6 +34,10 @@ class Prediction(BaseModel):
     prediction: float
     unit: str
     interval: PriceInterval | None
+    clipped: bool = Field(description="The model's price lay outside the declared range.")
+    capped: bool = Field(description='The upper end stands at the cap: read it as "or more".')
+    in_domain: bool = Field(description="The house is of a kind that the model knows.")
+    outside: list[str] = Field(description="The features that put it outside what is known.")
     prediction_id: str
     model: str
     model_version: str

@@ -227,6 +227,7 @@ def sales_to_learn_from(
     dataset: Dataset,  # the declaration
     settings: Settings,  # where the log and the champion's cache are
     since: str = "",  # only houses sold from then on; empty for all
+    champion: Model | None = None,  # by which wild prices are known
 ) -> Labelled:
     """The labelled table of the prediction log; raises `DataError` and `LogUnavailable`."""
     from housing_mlops.prediction_log.database import connect, migrate
@@ -238,7 +239,7 @@ def sales_to_learn_from(
         sales = read_sales(engine, sale_day(since))
     finally:
         engine.dispose()
-    return label(dataset, sales, settings)
+    return label(dataset, sales, settings, champion)
 
 # %% ../../nbs/4_training/09_labelled.ipynb #807f5009
 def thin(

@@ -15,8 +15,6 @@ from housing_mlops.prediction_log.insertion import insert
 from housing_mlops.prediction_log.record import Record, encode_record, new_id
 from housing_mlops.registry.shelf import install_bundle
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / Settings().training_notebook
-
 
 @pytest.fixture
 def home(tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Settings:

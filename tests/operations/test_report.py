@@ -92,6 +92,9 @@ def test_it_tells_what_the_log_holds(
     assert told["predictions"] == 400 and told["version"] == "1" and told["problem"] == ""
     assert told["drift"] == "drift" and "LSTAT" in told["drifted"]
     assert told["live_error"][0]["n"] == 30
+    errors = [abs(line["error"]) for line in told["largest_errors"]]
+    assert len(errors) == 8 and errors == sorted(errors, reverse=True)
+    assert all("LSTAT" in line["mostly because of"] for line in told["largest_errors"])
 
     asked: list[str] = []
     opened = browser.new_page()
@@ -99,6 +102,7 @@ def test_it_tells_what_the_log_holds(
     opened.goto(page.as_uri())
     text = opened.inner_text("body")
     assert "The houses asked about have changed" in text and "400 predictions" in text
+    assert "mostly because of" in text
     assert "import matplotlib" not in text, "the code stays in the notebook"
     assert opened.locator("img").count() >= 4, "traffic, prices, drift, sales"
     assert [u for u in asked if not u.startswith(("file:", "data:", "blob:"))] == []

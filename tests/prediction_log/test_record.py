@@ -48,16 +48,25 @@ def test_ids_grow_past_a_full_counter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tail", "house", "client"),
+    ("tail", "house", "client", "limits"),
     [
-        (b'{"RM": 6}\tshop', b'{"RM": 6}', b"shop"),
-        (b'{\t"RM":\t6}\tshop', b'{ "RM": 6}', b"shop"),
-        (b'{"RM": 6}\t', b'{"RM": 6}', b""),
-        (b'{"RM": 6}\t \t', b'{"RM": 6}  ', b""),
-        (b'{"RM": 6}', b'{"RM": 6}', b""),  # of the time before a record told who asked
-        (b'{"RM":\t6}', b'{"RM": 6}', b""),
+        (b'{"RM": 6}\tshop\t', b'{"RM": 6}', b"shop", b""),
+        (b'{\t"RM":\t6}\tshop\t{"capped":true}', b'{ "RM": 6}', b"shop", b'{"capped":true}'),
+        (b'{"RM": 6}\t\t{"outside":["a b"]}', b'{"RM": 6}', b"", b'{"outside":["a b"]}'),
+        (b'{"RM": 6}\t\t\t', b'{"RM": 6} ', b"", b""),
+        # of the time before a record told the limits of a price
+        (b'{"RM": 6}\tshop', b'{"RM": 6}', b"shop", b""),
+        (b'{\t"RM":\t6}\tshop', b'{ "RM": 6}', b"shop", b""),
+        (b'{"RM": 6}\t', b'{"RM": 6}', b"", b""),
+        (b'{"RM":\t6\t}\t', b'{"RM": 6 }', b"", b""),
+        (b'{"RM": 6}\t \t', b'{"RM": 6}  ', b"", b""),
+        # of the time before it told who asked
+        (b'{"RM": 6}', b'{"RM": 6}', b"", b""),
+        (b'{"RM":\t6}', b'{"RM": 6}', b"", b""),
     ],
 )
-def test_a_house_is_told_from_who_asked(tail: bytes, house: bytes, client: bytes) -> None:
-    fields = record().split(b"\t")[:10]
-    assert untab_features(b"\t".join([*fields, tail])).split(b"\t")[10:] == [house, client]
+def test_a_house_is_told_from_who_asked_and_from_limits(
+    tail: bytes, house: bytes, client: bytes, limits: bytes
+) -> None:
+    line = b"\t".join([*record().split(b"\t")[:10], tail])
+    assert untab_features(line).split(b"\t")[10:] == [house, client, limits]

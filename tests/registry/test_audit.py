@@ -61,7 +61,7 @@ def test_a_move_is_in_the_database_and_in_mlflow(local: Settings, three: list[st
     assert [(m.action, m.before, m.after, m.who, m.why) for m in reversed(listed)] == [
         ("promote", None, "1", "ann", "there was none"),
         ("promote", "1", "2", "ci", "better by far"),
-        ("refuse", "1" if False else "2", "3", "ci", "a tie"),
+        ("refuse", "2", "3", "ci", "a tie"),
         ("rollback", "2", "1", "bob", "it priced nonsense"),
     ]
     assert (listed[2].verdict, listed[2].forced) == (verdict, True)
@@ -188,7 +188,7 @@ def test_a_version_that_was_deleted_is_told_and_its_history_stays(
     client.delete_model_version("housing", "2")
     with pytest.raises(RegistryError, match=r"Version 2 .* not there any more: .* takes 1\."):
         roll_back(local)
-    with pytest.raises(RegistryError, match="no version 2"):
+    with pytest.raises(RegistryError, match="version=2"):
         promote("2", local)
     assert roll_back(local, "1") == "1"
     client.delete_model_version("housing", "1")  # the champion itself: its alias goes too

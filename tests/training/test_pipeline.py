@@ -53,8 +53,44 @@ def test_a_training_leaves_a_notebook_a_page_and_nested_runs(trained: tuple) -> 
         assert np.isclose(mean, run.data.metrics["cv_rmse"])
     logged = {a.path for a in client.list_artifacts(first["run_id"])}
     assert {"comparison.png", "fit.png", "leaderboard.csv", "notebook"} <= logged
+    assert {"segments.png", "importance.png", "learning_curve.png", "worst_rows.csv"} <= logged
+    assert {"declaration.json", "errors_by_price.csv", "errors_by_segment.csv"} <= logged
     pages = {a.path for a in client.list_artifacts(first["run_id"], "notebook")}
     assert pages == {"notebook/08_training.ipynb", "notebook/08_training.html"}
+
+
+@pytest.mark.train
+def test_the_run_lasts_as_long_as_the_work_and_says_how_to_repeat_it(trained: tuple) -> None:
+    settings, first, _ = trained
+    client = mlflow.MlflowClient(settings.tracking)
+    run = client.get_run(first["run_id"])
+    nested = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first['run_id']}'"
+    )
+    assert run.info.status == "FINISHED"
+    worked = sum(r.data.metrics["seconds"] for r in nested if r.info.run_name != "Voting")
+    begun = min(r.info.start_time for r in nested)
+    assert run.info.start_time + 1000 * worked <= begun, "it is opened before the first fold"
+    assert run.info.end_time >= max(r.info.end_time for r in nested)
+    [data] = run.inputs.dataset_inputs
+    assert run.data.tags["data_fingerprint"].startswith(data.dataset.digest)
+    tags = run.data.tags
+    assert tags["mlflow.source.name"].endswith("08_training.ipynb")
+    command = 'housing-mlops train -p models \'["LinearRegression", "Ridge"]\' -p folds 3'
+    assert command in tags["mlflow.note.content"]
+    model = mlflow.models.get_model_info("models:/housing@challenger")
+    assert model.signature is not None and model.saved_input_example_info is not None
+
+
+@pytest.mark.train
+@pytest.mark.fault
+def test_a_training_that_fails_leaves_a_run_that_says_so(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with pytest.raises(RunError, match="it takes 2 to"):
+        train({**QUICK, "folds": 1}, settings, NOTEBOOK)
+    client = mlflow.MlflowClient(settings.tracking)
+    [run] = client.search_runs([client.get_experiment_by_name("housing").experiment_id])
+    assert run.info.status == "FAILED" and run.info.end_time
 
 
 @pytest.mark.train

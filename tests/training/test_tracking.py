@@ -27,5 +27,10 @@ def test_the_commit_is_that_of_the_checkout_or_empty(
     assert len(git_commit(tmp_path)) == 40
     (tmp_path / "deeper").mkdir()
     assert git_commit(tmp_path / "deeper") == git_commit(tmp_path)
+    monkeypatch.setenv("GIT_COMMIT", "f" * 40)
+    assert git_commit(tmp_path) != "f" * 40, "a checkout knows better"
     monkeypatch.setenv("PATH", "")
-    assert git_commit(tmp_path) == "", "no git"
+    assert git_commit(tmp_path) == "f" * 40, "no git, as in an image, whose build told"
+    for nothing in ("", "unknown"):
+        monkeypatch.setenv("GIT_COMMIT", nothing)
+        assert git_commit(tmp_path) == ""
