@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'reporter', 'ChampionWatch', 'intervals', 'to_predictions', 'limits_of', 'count_price',
-           'to_record', 'NoModel', 'Service', 'health_checks', 'declared_cap', 'read_live_error', 'metric_numbers',
-           'service_of', 'admit', 'needs', 'reporter_name']
+           'to_record', 'NoModel', 'Service', 'price_rows', 'check_trial', 'health_checks', 'declared_cap',
+           'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs', 'reporter_name']
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452954
 import asyncio
@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -34,12 +33,14 @@ from housing_mlops.monitoring.health import (
     Check,
     check_disk,
     check_drift,
+    check_error,
     check_log,
     check_model,
     overall,
 )
 from ..monitoring.judgement import Judgement
 from ..monitoring.metrics import Numbers
+from ..monitoring.verdicts import Verdicts
 from ..prediction_log.log import PredictionLog, open_log
 from ..prediction_log.record import Record, encode_record, new_id
 from ..registry.fetch import fetch_champion
@@ -48,6 +49,7 @@ from ..registry.store import RegistryError
 from .answers import Prediction, PriceInterval
 from .guards import HostNames, RateLimit
 from .keys import ROLES, KeyRing, Role
+from .routing import Field, quote_rows
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452956
 logger = logging.getLogger(__name__)
@@ -199,20 +201,17 @@ class Service:
         settings: Settings,  # of this process
     ) -> None:
         self.settings = settings
-        self.champion = ChampionWatch(settings)
+        self.champion, self.field = ChampionWatch(settings), Field(settings)
         self.model: Model | None = None
         self.log: PredictionLog | None = None
-        self.counters = Counters()
-        self.judgement: Judgement | None = None  # of drift, for the model in use
-        self.judged = 0.0  # when it was made, in seconds since 1970
-        self.judging, self.asking = threading.Lock(), asyncio.Semaphore(16)  # of drift, of the log
+        self.counters, self.in_progress = Counters(), 0  # requests
+        self.verdicts = Verdicts()  # on the model in use, as the database has them
+        self.asking = asyncio.Semaphore(16)  # of the log
         self.explaining = asyncio.Semaphore(settings.explain_at_once)
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.loop: tuple[str, int] = ("", 0)  # newest decision, and trainings in a row that failed
-        self.keys = KeyRing(settings)
-        self.hosts = HostNames(settings)
+        self.keys, self.hosts = KeyRing(settings), HostNames(settings)
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
-        self.in_progress = 0  # requests
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters
         self.pool = ThreadPoolExecutor(5, "housing")  # a thread a job, and one for `/metrics`
 
@@ -228,12 +227,10 @@ class Service:
             raise NoModel(f"No model to price with: {self.champion.problem or 'still starting'}.")
         return self.model
 
-    def conclude(
-        self,
-        judgement: Judgement | None,  # of drift; None for a model that is new
-    ) -> None:
-        """Remember what was found last."""
-        self.judgement, self.judged = judgement, time.time()
+    @property
+    def judgement(self) -> Judgement | None:
+        """Of drift, for the model in use; None before there is one."""
+        return self.verdicts.drift
 
     async def accept(
         self,
@@ -253,7 +250,34 @@ class Service:
         for answer in answers:
             count_price(self.counters, answer)
 
+# %% ../../nbs/8_serving/05_service.ipynb #5e11d002
+def price_rows(
+    service: Service,  # whose models price
+    rows: Sequence[Sequence[float | str | None]],  # of one request
+    start: float,  # of the request, by `time.perf_counter`
+    client_id: bytes = b"",  # the header X-Client-Id
+) -> list[Prediction]:
+    """The answers in order, each by the model that its row belongs to; raises `NoModel`."""
+    parts = quote_rows(service.field, service.ready(), rows, client_id)
+    took = round((time.perf_counter() - start) * 1e3, 3)
+    answers: dict[int, Prediction] = {}
+    for model, places, quote in parts:
+        answers |= zip(places, to_predictions(model, quote, took), strict=True)
+    return [answers[i] for i in range(len(rows))]
+
 # %% ../../nbs/8_serving/05_service.ipynb #36000012
+def check_trial(
+    field: Field,  # of this worker
+) -> dict[str, Check]:
+    """The trial that this worker takes part in; nothing without one."""
+    if field.problem:
+        return {"trial": Check("degraded", field.problem)}
+    if field.trial is None:
+        return {}
+    version, share = field.trial.version, field.trial.share
+    return {"trial": Check("healthy", f"version {version} answers {share:.3g} of the clients")}
+
+
 def health_checks(
     service: Service,  # of this process
 ) -> dict[str, Check]:
@@ -264,6 +288,8 @@ def health_checks(
         **check_log(service.log.state if service.log else None),
         "disk": check_disk(service.settings.path(service.settings.journal_dir)),
         "drift": check_drift(service.judgement),
+        "live_error": check_error(service.verdicts.error),
+        **check_trial(service.field),
     }
 
 # %% ../../nbs/8_serving/05_service.ipynb #a758b7b8
@@ -303,7 +329,9 @@ def metric_numbers(
     whole = gather(service.counters, folder, service.worker)
     health = overall(health_checks(service))
     return Numbers(
-        whole, service.model, state, service.judgement, service.live, health, service.loop
+        *(whole, service.model, state, service.judgement, service.live, health),
+        loop=service.loop,
+        error=service.verdicts.error,
     )
 
 # %% ../../nbs/8_serving/05_service.ipynb #c8fc198a
