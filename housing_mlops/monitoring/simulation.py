@@ -16,7 +16,6 @@ from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .dependence import Places, number_houses
@@ -201,7 +200,11 @@ def lose_town(
 ) -> Observations:
     """From row `start` on no house of the town: of the value that about 6 % of the table share."""
     shared = [np.unique(c[~np.isnan(c)], return_counts=True) for c in table.numbers.T]
-    sizes = [(abs(k / len(table) - 0.06), i, v) for i, c in enumerate(shared) for v, k in zip(*c)]
+    sizes = [
+        (abs(k / len(table) - 0.06), i, v)
+        for i, c in enumerate(shared)
+        for v, k in zip(*c, strict=True)
+    ]
     _, column, value = min(sizes)
     gone = np.flatnonzero(stream.numbers[:, column] == value)
     others = np.flatnonzero(stream.numbers[:, column] != value)
