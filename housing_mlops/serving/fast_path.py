@@ -79,9 +79,10 @@ class HouseParser:
 
     def __init__(
         self,
-        dataset: Dataset,  # the declaration; no column name may hold a colon
+        dataset: Dataset,  # the declaration
     ) -> None:
-        self.colons = len(dataset.columns)
+        self.colons = sum(1 + name.count(":") for name in dataset.columns)
+        self.plain = self.colons == len(dataset.columns)  # whether no name holds a colon
         self.validate = dataset.request_model.__pydantic_validator__.validate_json
 
     def __call__(
@@ -91,7 +92,9 @@ class HouseParser:
         """The rows by place in `requests`, without those that the fallback route has to refuse."""
         rows = {}
         for i, request in enumerate(requests):
-            if request.body.count(b":") == self.colons:
+            if request.body.count(b":") == self.colons and (
+                self.plain or b"\\" not in request.body  # a colon may be written as \u003a
+            ):
                 try:
                     rows[i] = row_of(self.validate(request.body))
                 except ValidationError:
@@ -281,10 +284,8 @@ def make_fast_path(
     counters: Counters,  # of this worker
     journal: Journal | None,  # None when predictions are not kept
     field: Field | None = None,  # a trial that may be under way
-) -> FastPath | None:
-    """From requests to the bodies of answers, None for the fallback route; None if none can be."""
-    if any(":" in name for name in model.dataset.columns):
-        return None  # the colons of a body would not tell how many keys it has
+) -> FastPath:
+    """From requests to the bodies of answers, None for the fallback route."""
     champion = Pricer(model, counters, journal)
     if field is None or field.challenger is None:
         return champion
