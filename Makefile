@@ -71,7 +71,7 @@ bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debi
 	@python benchmarks/serving.py $(ARGS)
 	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; python benchmarks/explain.py; }
 
-soak: $(env) ## faults at random under load, and nothing may be lost; ARGS="--minutes 1 --seed 7"
+soak: $(env) ## faults at random under load, and nothing may be lost; ARGS="--minutes 1 --database postgresql"
 	@python benchmarks/soak.py $(ARGS)
 
 lint: $(env) ## ruff, mypy, workflows, and whether the package, the notebooks and README.md are in step

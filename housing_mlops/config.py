@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
            'DataSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings', 'ServerSettings', 'KeySettings',
-           'AccessSettings', 'PricingSettings', 'MonitoringSettings', 'LogSettings', 'RetrainingSettings', 'Settings',
-           'unknown_settings', 'read_settings', 'get_settings']
+           'AccessSettings', 'PricingSettings', 'TrialSettings', 'MonitoringSettings', 'LogSettings',
+           'RetrainingSettings', 'Settings', 'unknown_settings', 'read_settings', 'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
 import os
@@ -302,6 +302,18 @@ class PricingSettings(SettingsGroup):
     )
 
 
+class TrialSettings(SettingsGroup):
+    """What follows from a challenger's trial on live traffic."""
+
+    autopromote: Literal["off", "trial"] = Field(
+        "off",
+        description="Whether a trial's verdict waits for a person, or is carried out by `housing-mlops challenge`.",
+    )
+    trial_days: float = Field(
+        90, gt=0, description="The longest time of a trial; then it is stopped."
+    )
+
+
 class MonitoringSettings(SettingsGroup):
     """What a server looks at while it answers."""
 
@@ -384,6 +396,7 @@ class RetrainingSettings(SettingsGroup):
 # %% ../nbs/00_config.ipynb #e4a11a1c
 class Settings(  # pydantic reads the fields of the last base first
     RetrainingSettings,
+    TrialSettings,
     LogSettings,
     MonitoringSettings,
     PricingSettings,

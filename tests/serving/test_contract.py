@@ -12,13 +12,23 @@ import pytest
 pytestmark = [pytest.mark.process, pytest.mark.fault]
 
 
+ALL_ROLES = {f"HOUSING_{role}_KEYS": "root" for role in ("API", "FEEDBACK", "HISTORY", "ADMIN")}
+
+
 @pytest.mark.parametrize(
-    ("seed", "phases"), [(1, "examples,coverage,fuzzing"), (2, "fuzzing"), (3, "fuzzing")]
+    ("seed", "phases", "keys"),
+    [
+        (1, "examples,coverage,fuzzing", {"HOUSING_ADMIN_KEYS": "root"}),
+        (2, "fuzzing", {"HOUSING_ADMIN_KEYS": "root"}),
+        (3, "fuzzing", {"HOUSING_ADMIN_KEYS": "root"}),
+        (4, "examples,coverage,fuzzing", ALL_ROLES),
+    ],
+    ids=["open", "open-2", "open-3", "keys"],
 )
 def test_schemathesis_finds_nothing(
-    serve: Callable[..., Any], tmp_path: Path, seed: int, phases: str
+    serve: Callable[..., Any], tmp_path: Path, seed: int, phases: str, keys: dict[str, str]
 ) -> None:
-    server = serve(HOUSING_ADMIN_KEYS="root")
+    server = serve(**keys)
     address = f"{server.address}/openapi.json"
     options = ["--checks=all", f"--phases={phases}", f"--seed={seed}", "--max-examples=15"]
     options += ["--no-color", "--generation-database=none", "--header=X-API-Key: root"]
