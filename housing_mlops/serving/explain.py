@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FeatureReason', 'PriceContrast', 'PriceExplanation', 'ExplanationAnswer', 'ExplainedPrediction', 'work_out',
-           'work_out_in_turn', 'add_explain']
+           'work_out_in_turn', 'quote_client', 'add_explain']
 
 # %% ../../nbs/8_serving/14_explain.ipynb #9b83c56e
 import asyncio
@@ -12,14 +12,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict
 
 from ..model.explanation import Value, contrasts, explain
-from ..model.inference import Model, row_of
+from ..model.inference import Model, Quote, row_of
 from ..schema import Dataset
 from .answers import Prediction
+from .routing import quote_rows
 from .service import Serve, Service
 
 # %% ../../nbs/8_serving/14_explain.ipynb #90b6c546
@@ -107,6 +108,17 @@ async def work_out_in_turn(
         service.explaining.release()
 
 # %% ../../nbs/8_serving/14_explain.ipynb #453e8c33
+def quote_client(
+    service: Service,  # whose models price
+    request: Request,  # with the header X-Client-Id, if any
+    row: Sequence[Value],  # a house, in the order of the columns
+) -> tuple[Model, Quote]:
+    """The model that prices this client's house, and its quote; raises `NoModel`."""
+    named = request.headers.get("x-client-id", "").encode("latin-1")
+    [part] = quote_rows(service.field, service.ready(), [row], named)
+    return part.model, part.quote
+
+
 def add_explain(
     router: APIRouter,  # that gets the route
     dataset: Dataset,  # the declaration of the houses
@@ -115,10 +127,11 @@ def add_explain(
     House: Any = dataset.request_model
 
     @router.post("/explain", response_model=ExplanationAnswer)
-    async def explain(house: House, service: Serve) -> ExplanationAnswer:
+    async def explain(house: House, request: Request, service: Serve) -> ExplanationAnswer:
         """Why one house has its price, and what would change it; nothing of it is on record."""
-        start, model = time.perf_counter(), service.ready()
-        price, explanation = await work_out_in_turn(service, model, row_of(house))
+        start, row = time.perf_counter(), row_of(house)
+        model, _ = quote_client(service, request, row)
+        price, explanation = await work_out_in_turn(service, model, row)
         return ExplanationAnswer(
             prediction=price,
             unit=model.dataset.target.unit,

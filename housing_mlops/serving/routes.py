@@ -44,7 +44,12 @@ from housing_mlops.serving.answers import (
     check_price,
     price_bounds,
 )
-from .explain import ExplainedPrediction, add_explain, work_out_in_turn
+from housing_mlops.serving.explain import (
+    ExplainedPrediction,
+    add_explain,
+    quote_client,
+    work_out_in_turn,
+)
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
@@ -114,9 +119,9 @@ def add_predict(
             [answer] = price_rows(service, [row], start, client_id(request))
         else:  # not among the latencies of prices, for it takes a hundred times as long
             request.scope["counted_as"] = "/explain"
-            model = service.ready()
+            model, quote = quote_client(service, request, row)
             _, why = await work_out_in_turn(service, model, row)
-            [answer] = to_predictions(model, model.quote([row]), milliseconds(start))
+            [answer] = to_predictions(model, quote, milliseconds(start))
         text = (await request.body()).decode()
         await service.accept([answer], [text], "/predict", request_id(request), client)
         if why is not None:

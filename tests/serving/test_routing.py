@@ -174,3 +174,15 @@ def test_a_damaged_challenger_is_told_and_not_taken(
     field = Field(settings)
     assert field.load(Model.open(bundles["Ridge"], "1")) and field.challenger is None
     assert "answers no more" in field.problem
+
+
+def test_reasons_are_those_of_the_model_that_prices_the_client(api: TestClient) -> None:
+    seen = set()
+    for client in CLIENTS[:8]:
+        plain = ask(api, client)
+        for path in ("/explain", "/predict?explain=true"):
+            why = ask(api, client, path)
+            assert why["model_version"] == plain["model_version"] == expected(client), path
+            assert why["prediction"] == plain["prediction"]
+        seen.add(why["explanation"]["base"])
+    assert len(seen) == 2, "two models, two prices of the reference house"
