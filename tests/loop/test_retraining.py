@@ -34,7 +34,13 @@ from housing_mlops.registry.store import RegistryError
 from housing_mlops.serving.api import create_app
 
 NOTEBOOK = ROOT / Settings().training_notebook
-QUICK = {"models": ["LinearRegression", "Ridge"], "folds": 3, "repeats": 1, "seed": 7, "diagnose": False}
+QUICK = {
+    "models": ["LinearRegression", "Ridge"],
+    "folds": 3,
+    "repeats": 1,
+    "seed": 7,
+    "diagnose": False,
+}
 Priced = Callable[..., list[str]]
 
 
