@@ -694,7 +694,7 @@ def describe_look(
     if found.done:
         yield f"version {found.done['version']}, run {found.done['run_id']}: {found.done.get('reason')}"
 
-
+# %% ../nbs/cli.ipynb #1c42f47f
 @app.command()
 def retrain(
     value: Annotated[
@@ -738,7 +738,7 @@ def retrain(
     if found.failure:
         raise HousingError(f"The training failed, and is on record: {found.failure}")
 
-
+# %% ../nbs/cli.ipynb #7a70a1c7
 @app.command()
 def decisions(
     limit: Annotated[int, typer.Option(min=1, help="Newest looks to list.")] = 20,

@@ -101,7 +101,7 @@ class Decision:
     reason: str
     signals: tuple[str, ...] = ()
 
-
+# %% ../../nbs/9_operations/04_retraining.ipynb #3096a551
 def signals(
     policy: Policy,  # for the age
     known: Known,  # the evidence
@@ -119,7 +119,7 @@ def signals(
         found.append(f"the last training is {(known.now - newest).days} days old")
     return tuple(found)
 
-
+# %% ../../nbs/9_operations/04_retraining.ipynb #48509216
 def guard(
     policy: Policy,  # that bounds
     known: Known,  # the evidence
@@ -206,7 +206,7 @@ def _column(dataset: Dataset, houses: Sequence[dict[str, Any]], name: str) -> ND
     i, k = dataset.columns.index(name), dataset.n_numbers
     return numbers[:, i] if i < k else categories[:, i - k]
 
-
+# %% ../../nbs/9_operations/04_retraining.ipynb #33dea97f
 def _edges(known: NDArray[np.float32]) -> NDArray[np.float64]:
     finite = known[~np.isnan(known)]
     if not len(finite):
