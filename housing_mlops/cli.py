@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
-           'models', 'promote', 'rollback', 'move_row', 'history', 'shared_counters', 'serve', 'up', 'make_key',
-           'list_keys', 'remove_keys', 'open_champion', 'quote_house', 'predict', 'judge_live', 'drift', 'feedback',
-           'labels', 'describe_look', 'retrain', 'decisions', 'log_engine', 'backup_log', 'restore_log', 'prune_log',
-           'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
+           'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
+           'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price', 'quote_house',
+           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions', 'simulate',
+           'log_engine', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
+           'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from housing_mlops.model.inference import Model
+    from housing_mlops.model.interval import Limits
     from housing_mlops.operations.retraining import Look
     from housing_mlops.prediction_log.log import PredictionLog
     from housing_mlops.registry.audit import Move
@@ -194,19 +196,63 @@ def models() -> None:
 
     typer.echo(format_table([asdict(v) for v in versions(read_settings())]))
 
-# %% ../nbs/cli.ipynb #54f0e380
-@app.command()
-def promote(version: Annotated[str, typer.Argument(help="The version to serve.")]) -> None:
-    """Make a version the champion, whatever the gate says."""
-    from housing_mlops.registry import aliases
-
-    aliases.promote(version, read_settings())
-    typer.echo(f"Version {version} is the champion.")
-
-# %% ../nbs/cli.ipynb #c5c10001
+# %% ../nbs/cli.ipynb #4d44a918
 BY = typer.Option(help="Who does it, for the history; default: this user and host.")
 
 
+def missing_gate(
+    error: ImportError,  # of a module that trains
+    version: str,  # to promote
+) -> HousingError:
+    """What to do where models cannot be trained."""
+    return HousingError(
+        f"The gate trains models, and {error.name} is not installed here. In the stack: `docker-compose run "
+        f"--rm --entrypoint housing-mlops train promote {version}`; elsewhere, install housing_mlops[train]."
+    )
+
+# %% ../nbs/cli.ipynb #54f0e380
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="The version to serve.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Whatever the gate finds; takes a --reason.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    by: Annotated[str, BY] = "",
+    quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
+) -> None:
+    """Make a version the champion, if the gate lets it pass."""
+    try:
+        from housing_mlops.registry.promotion import challenge
+    except ImportError as error:
+        raise missing_gate(error, version) from None
+    if force and not reason.strip():
+        raise HousingError('Overruling the gate takes a reason: --force --reason "…".')
+    done = challenge(version, read_settings(), None, reason if force else "", by, not quiet)
+    if done.verdict:
+        rows: list[dict[str, Any]] = [*done.verdict.rows()]
+        typer.echo(format_table(rows) + "\n")
+    if not done.promoted:
+        raise HousingError(f"Version {version} was {done.reason}. Nothing was moved.")
+    typer.echo(f"Version {version} is the champion: {done.reason}.")
+
+# %% ../nbs/cli.ipynb #5c66d59a
+@app.command("gate-errors")
+def gate_errors(
+    runs: Annotated[int, typer.Option(min=1, help="Simulated comparisons of each kind.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
+) -> None:
+    """Measure how often the gate errs: type I error and power, in per cent of the runs."""
+    from housing_mlops.data.table import load_table
+    from housing_mlops.registry.error_rates import error_rates
+    from housing_mlops.schema import load_dataset
+
+    now = read_settings()
+    table = load_table(load_dataset(now.dataset, now.home), now)
+    typer.echo(format_table(error_rates(table, runs, now.gate_alpha, seed, not quiet)))
+
+# %% ../nbs/cli.ipynb #c5c10001
 @app.command()
 def rollback(
     to: Annotated[
@@ -406,14 +452,35 @@ def open_champion(
         raise HousingError("There is no champion yet: train one with `housing-mlops train`.")
     return Model.open(champion.folder, champion.version, settings.interval)
 
+# %% ../nbs/cli.ipynb #28f7a313
+def tell_price(
+    price: float,  # of one house
+    ends: tuple[float, float] | None,  # of its interval
+    limits: "Limits",  # what has to be said beside it
+    unit: str,  # of the price
+) -> str:
+    """The price as one would say it: its range, "or more" at the cap, and what is odd about it."""
+    more = " or more" if limits.capped else ""
+    text = f"{price:g}{more if ends is None or price >= ends[1] else ''}"
+    if ends is not None:
+        text += f", {ends[0]:g} to {ends[1]:g}{more}"
+    text += f" ({unit})"
+    if limits.clipped:
+        text += "; clipped to what a price can be"
+    if limits.outside:
+        text += f"; the model knows no such house: {', '.join(limits.outside)}"
+    return text
+
 
 def quote_house(
     model: "Model",  # that prices
     house: str,  # a JSON object
+    explained: int = 0,  # reasons of its price
 ) -> dict[str, Any]:
     """The price of one house, as the command prints it; raises `HousingError` naming each fault."""
     from pydantic import ValidationError
 
+    from housing_mlops.model.explanation import as_columns, explain
     from housing_mlops.model.inference import row_of
 
     try:
@@ -423,18 +490,22 @@ def quote_house(
         raise HousingError("; ".join(faults)) from None
     quote = model.quote([row])
     [limits] = quote.limits
-    ends = None if quote.low is None or quote.high is None else (quote.low[0], quote.high[0])
+    low, high = quote.low, quote.high
+    ends = None if low is None or high is None else (float(low[0]), float(high[0]))
+    told = as_columns(explain(model, row), explained) if explained else {}
     return {
         "prediction": float(quote.prices[0]),
         "unit": model.dataset.target.unit,
-        "interval": None if ends is None else [float(end) for end in ends],
+        "interval": None if ends is None else list(ends),
         "coverage": quote.coverage,
         "clipped": limits.clipped,
         "capped": limits.capped,
         "in_domain": not limits.outside,
         "outside": list(limits.outside),
+        "told": tell_price(float(quote.prices[0]), ends, limits, model.dataset.target.unit),
         "model": model.info.model,
         "model_version": model.version,
+        **told,
     }
 
 # %% ../nbs/cli.ipynb #8e0810ff
@@ -454,6 +525,15 @@ def predict(
             "default: beside the source, or where that is standard input, standard output."
         ),
     ] = None,
+    explained: Annotated[
+        int,
+        typer.Option(
+            "--explain",
+            metavar="N",
+            min=0,
+            help="Say why: the N largest contributions to each price; some 10 ms a house.",
+        ),
+    ] = 0,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
     """Price one house from standard input, or a file of houses."""
@@ -461,11 +541,11 @@ def predict(
 
     model = open_champion(read_settings())
     if source is None:
-        typer.echo(json.dumps(quote_house(model, sys.stdin.read())))
+        typer.echo(json.dumps(quote_house(model, sys.stdin.read(), explained)))
         return
     beside = source.with_name(f"{source.stem}-priced{source.suffix}")
     target = out or (source if source == Path("-") else beside)
-    count = price_file(model, source, target, not quiet)
+    count = price_file(model, source, target, not quiet, explained)
     said = f"{count.priced} priced, {count.refused} refused (column error)."
     typer.echo(f"{target}: {said}", err=target == Path("-"))
 
@@ -488,7 +568,7 @@ def judge_live(
         migrate(log.engine)
     except SQLAlchemyError as error:
         raise HousingError(f"The prediction log cannot be read: {error}") from None
-    found = judge_log(log, model)
+    found = judge_log(log, model, least_s=settings.drift_least_s)
     rows = [
         {
             "column": f.name,
@@ -499,7 +579,8 @@ def judge_live(
         }
         for f in found.report.features
     ]
-    return f"{found.verdict}{': ' + ', '.join(found.features) if found.features else ''}", rows
+    told = ", ".join(found.features) or found.reason
+    return f"{found.verdict}{': ' + told if told else ''}", rows
 
 # %% ../nbs/cli.ipynb #c4554ffb
 @app.command()
@@ -684,6 +765,49 @@ def decisions(
         for d in found
     ]
     typer.echo(format_table(rows))
+
+# %% ../nbs/cli.ipynb #d2e07088
+@app.command()
+def simulate(
+    streams: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Streams and changes by name, such as poller-20 or town-gone; all of them if none; "
+            "`errors` for the live error."
+        ),
+    ] = None,
+    feature: Annotated[
+        str, typer.Option(help="The numeric feature that moves; the first one if empty.")
+    ] = "",
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each stream.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each run.")] = 2000,
+    before: Annotated[
+        bool, typer.Option("--before", help="Let each row count by itself, as it comes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the first run.")] = 0,
+) -> None:
+    """Measure the alarms: of drift on quiet and changing streams, of live error on sales."""
+    from dataclasses import asdict
+
+    from housing_mlops.monitoring.judgement import drift_reference
+    from housing_mlops.monitoring.live_error import ERRORS, simulate_errors
+    from housing_mlops.monitoring.simulation import (
+        CHANGES,
+        STREAMS,
+        simulate_streams,
+        simulation_table,
+    )
+
+    model = open_champion(read_settings())
+    reference = drift_reference(model.dataset, model.reference)
+    if streams == ["errors"]:
+        measured = [simulate_errors(reference.residuals, e, runs, before, seed) for e in ERRORS]
+        typer.echo(format_table([asdict(each) for each in measured]))
+        return
+    names = streams or [*STREAMS, *CHANGES, "half-sigma"]
+    moved = feature or next(iter(reference.columns), "")
+    found = simulate_streams(reference, moved, runs, rows, names, before, seed)
+    typer.echo(format_table(simulation_table(found)))
 
 # %% ../nbs/cli.ipynb #f0cc7af7
 log_commands = typer.Typer(

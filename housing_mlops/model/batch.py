@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'UNKNOWN', 'KINDS', 'STREAM', 'Write', 'BatchError', 'Piece', 'Houses', 'check_header', 'arrow',
-           'open_houses', 'numbers_of', 'texts_of', 'column_of', 'doubtful', 'reasons', 'price_piece', 'Count',
-           'price_file']
+           'open_houses', 'numbers_of', 'texts_of', 'column_of', 'doubtful', 'reasons', 'price_piece', 'explain_piece',
+           'Count', 'price_file']
 
 # %% ../../nbs/3_model/03_batch.ipynb #c22383a4
 import csv
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ..config import HousingError
 from ..data.dates import date_parts
 from ..files import replace_file
+from .explanation import as_columns, explain, reason_columns
 from .inference import Model, as_inputs
 from ..schema import Dataset, Feature
 
@@ -313,6 +314,25 @@ def price_piece(
                 added[name][row] = value
     return added
 
+# %% ../../nbs/3_model/03_batch.ipynb #45f24322
+def explain_piece(
+    model: Model,  # that prices
+    piece: Piece,  # as from `open_houses`
+    errors: Sequence[str],  # of its houses, empty for those that have a price
+    count: int,  # reasons of each price
+    done: Callable[[int], object],  # called with 1 after each house
+) -> dict[str, list[Any]]:
+    """The columns of reasons that are added to a piece, empty where there is no price."""
+    columns = {f.name: column_of(f, piece.columns) for f in model.dataset.used}
+    added: dict[str, list[Any]] = {name: [None] * piece.rows for name in reason_columns(count)}
+    for row in range(piece.rows):
+        if not errors[row]:
+            told = explain(model, [columns[name][row] for name in model.dataset.columns])
+            for name, value in as_columns(told, count).items():
+                added[name][row] = value
+        done(1)
+    return added
+
 # %% ../../nbs/3_model/03_batch.ipynb #e3561687
 Write = Callable[
     [Mapping[str, Any]], object
@@ -320,10 +340,12 @@ Write = Callable[
 
 
 @contextmanager
-def _writing_csv(path: Path, houses: Houses, dataset: Dataset) -> Iterator[Write]:
+def _writing_csv(
+    path: Path, houses: Houses, dataset: Dataset, kinds: Mapping[str, str]
+) -> Iterator[Write]:
     file = sys.stdout if path == STREAM else path.open("w", newline="", encoding="utf-8")
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*houses.names, *KINDS])
+    writer.writerow([*houses.names, *kinds])
 
     def write(columns: Mapping[str, Any]) -> None:
         plain = (c.to_pylist() if hasattr(c, "to_pylist") else c for c in columns.values())
@@ -338,13 +360,15 @@ def _writing_csv(path: Path, houses: Houses, dataset: Dataset) -> Iterator[Write
 
 
 @contextmanager
-def _writing_parquet(path: Path, houses: Houses, dataset: Dataset) -> Iterator[Write]:
+def _writing_parquet(
+    path: Path, houses: Houses, dataset: Dataset, kinds: Mapping[str, str]
+) -> Iterator[Write]:
     pa, parquet = arrow(), arrow("parquet")
     numeric = {f.name for f in dataset.used if not f.is_category}
     given = houses.schema or pa.schema(
         [(name, pa.float64() if name in numeric else pa.string()) for name in houses.names]
     )
-    schema = pa.schema([*given, *((name, pa.type_for_alias(kind)) for name, kind in KINDS.items())])
+    schema = pa.schema([*given, *((name, pa.type_for_alias(kind)) for name, kind in kinds.items())])
 
     def write(columns: Mapping[str, Any]) -> None:
         arrays = [_array(columns[field.name], field.type) for field in schema]
@@ -372,16 +396,20 @@ class Count(NamedTuple):
     refused: int = 0
 
 
-def _price(model: Model, pieces: Iterable[Piece], write: Write, progress: bool) -> Count:
+def _price(
+    model: Model, pieces: Iterable[Piece], write: Write, progress: bool, explained: int
+) -> Count:
     """How many houses were priced and refused, once all of them are written."""
     count = Count()
     with tqdm(unit=" houses", disable=not progress) as bar:
         for piece in pieces:
             added = price_piece(model, piece)
+            if explained:
+                added |= explain_piece(model, piece, added["error"], explained, bar.update)
             write({**piece.columns, **added})
             refused = sum(map(bool, added["error"]))
             count = Count(count.priced + piece.rows - refused, count.refused + refused)
-            bar.update(piece.rows)
+            bar.update(0 if explained else piece.rows)
     return count
 
 
@@ -390,20 +418,24 @@ def price_file(
     source: Path,  # a `.csv` or `.parquet` file of houses; `-` for standard input
     target: Path,  # the file to write, `.csv` or `.parquet`, replaced if it exists; `-` for CSV on standard output
     progress: bool = True,  # show a bar
+    explained: int = 0,  # reasons of each price
 ) -> Count:
     """How many houses were priced and refused; raises `BatchError`, and then `target` is as it was."""
     writers = {".csv": _writing_csv, ".parquet": _writing_parquet}
     if target != STREAM and target.suffix not in writers:
         raise BatchError(f"{target} is neither .csv nor .parquet.")
+    kinds = KINDS | (reason_columns(explained) if explained else {})
     with open_houses(source, model.dataset) as houses:
+        if twice := [name for name in kinds if name in houses.names]:
+            raise BatchError(f"{source} has columns that are added: {', '.join(twice)}.")
         try:
             if target == STREAM:
-                with _writing_csv(target, houses, model.dataset) as write:
-                    return _price(model, houses.pieces, write, progress)
+                with _writing_csv(target, houses, model.dataset, kinds) as write:
+                    return _price(model, houses.pieces, write, progress, explained)
             with (
                 replace_file(target) as work,
-                writers[target.suffix](work, houses, model.dataset) as write,
+                writers[target.suffix](work, houses, model.dataset, kinds) as write,
             ):
-                return _price(model, houses.pieces, write, progress)
+                return _price(model, houses.pieces, write, progress, explained)
         except OSError as error:
             raise BatchError(f"{target} cannot be written: {error}") from None

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..config import HousingError, Settings
 from ..model.bundle import Reference
 from ..model.inference import Model
-from ..monitoring.judgement import WINDOWS, as_observations, drift_reference, judge
+from ..monitoring.judgement import READ, WINDOWS, judge_window
 from . import notebooks
 from housing_mlops.prediction_log.decisions import (
     end_decision,
@@ -246,7 +246,7 @@ def live_alarm(
     promised = model.info.metrics.get("cv_rmse")
     if promised is None:
         return ""
-    for found in live_error(engine, version=model.version):
+    for found in live_error(engine, version=model.version, cap=model.dataset.target.cap):
         if found.model == model.info.model and found.n >= fewest and found.rmse > ratio * promised:
             return f"live RMSE {found.rmse:.3g} on {found.n} sales, {promised:.3g} promised"
     return ""
@@ -255,11 +255,11 @@ def live_alarm(
 def drifted(
     engine: sa.Engine,  # of the log
     model: Model,  # the champion
-    rows: int = 2_000,  # most rows to look at, the newest
+    rows: int = READ,  # most rows to look at, the newest
 ) -> tuple[str, ...]:
     """What the agreed alarm names."""
     window = read_window(engine, model.dataset, rows, version=model.version)
-    return judge(drift_reference(model.dataset, model.reference), as_observations(window)).features
+    return judge_window(window, model).features
 
 # %% ../../nbs/9_operations/04_retraining.ipynb #0ef1ad72
 ASK = 20  # houses to ask a price for, at most

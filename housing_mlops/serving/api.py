@@ -29,7 +29,7 @@ from .. import __version__
 from ..config import HousingError, Settings, get_settings
 from ..model.bundle import BundleError, read_info
 from ..monitoring.counters import save_counters
-from ..monitoring.judgement import judge_log
+from ..monitoring.verdicts import Verdicts, share_verdicts
 from ..prediction_log.journal import JournalError
 from housing_mlops.prediction_log.record import (
     FeedbackConflict,
@@ -85,15 +85,17 @@ async def follow(
     """Take over a new champion, if there is one that can be trusted."""
     service, loop = app.service, asyncio.get_running_loop()
     model = await loop.run_in_executor(service.pool, service.champion.load)
-    if model is None:
-        return
-    if model.dataset != app.state.dataset:
-        install_routes(app, model.dataset)
-    journal = service.log.journal if service.log else None
-    service.model = model
-    service.conclude(None)
-    app.prices.fast_path = make_fast_path(model, service.counters, journal)
-    logger.info("Serving %s, version %s.", model.info.model, model.version)
+    if model is not None:
+        if model.dataset != app.state.dataset:
+            install_routes(app, model.dataset)
+        service.model = model
+        service.verdicts = Verdicts()
+        logger.info("Serving %s, version %s.", model.info.model, model.version)
+    moved = await loop.run_in_executor(service.pool, service.field.load, service.model)
+    if service.model is not None and (moved or model is not None):
+        journal = service.log.journal if service.log else None
+        fast_path = make_fast_path(service.model, service.counters, journal, service.field)
+        app.prices.fast_path = fast_path
 
 # %% ../../nbs/8_serving/13_api.ipynb #94bfd841
 administration = APIRouter(tags=["operations"])
@@ -174,14 +176,16 @@ async def repeat(
 async def judge(
     app: HousingAPI,  # the application
 ) -> None:
-    """Judge drift, if there is a model and a log to judge by."""
+    """Judge drift and live error if it is this worker's turn, and tell what was found last."""
     service, loop = app.service, asyncio.get_running_loop()
     log, model = service.log, service.model
     if log is not None and model is not None:
         with suppress(LogUnavailable):
-            found = await loop.run_in_executor(service.pool, judge_log, log, model)
+            settings = service.settings
+            design = (settings.drift_interval_s, settings.drift_least_s)
+            found = await loop.run_in_executor(service.pool, share_verdicts, log, model, *design)
             if service.model is model:  # and not another one by now
-                service.conclude(found)
+                service.verdicts = found
 
 
 async def measure(
@@ -227,7 +231,7 @@ def background(
     """The tasks that do all of it, started."""
     settings = app.service.settings
     jobs: list[tuple[float, Callable[[HousingAPI], Awaitable[object]]]] = [
-        (settings.drift_interval_s, judge),
+        (min(settings.drift_interval_s, 5.0), judge),  # looks for the others' judgement
         (settings.live_error_interval_s, measure),
         (0.5, share),
         (min(1.0, settings.deadline_s), cut_off),

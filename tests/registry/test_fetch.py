@@ -11,8 +11,8 @@ from registries import ALIAS, FILES, VERSION, WHERE, Registry
 
 from housing_mlops.config import Settings
 from housing_mlops.model.bundle import MODEL, BundleError
-from housing_mlops.registry.aliases import promote_if_better
 from housing_mlops.registry.fetch import fetch_champion, fetch_version
+from housing_mlops.registry.promotion import challenge
 from housing_mlops.registry.shelf import cached_champion, install_bundle
 from housing_mlops.registry.store import RegistryError, bundle_digest, find_version
 
@@ -117,7 +117,7 @@ def test_the_cached_champion_serves_on(
 def test_nothing_is_promoted_past_a_proxy(registry: Registry, serving: Settings) -> None:
     registry.answers[ALIAS] = 404, "<h1>Not Found</h1>"
     with pytest.raises(RegistryError):
-        promote_if_better("1", serving)
+        challenge("1", serving)
     assert all(path.startswith(ALIAS) for path, _ in registry.requests), "nothing else was asked"
 
 

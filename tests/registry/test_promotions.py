@@ -11,10 +11,11 @@ import pytest
 
 from housing_mlops.config import Settings
 from housing_mlops.operations.up import Process
-from housing_mlops.registry import aliases
-from housing_mlops.registry.aliases import promote, promote_if_better, roll_back
+from housing_mlops.registry import aliases, promotion
+from housing_mlops.registry.aliases import promote, roll_back
 from housing_mlops.registry.audit import MOVED
-from housing_mlops.registry.gate import Decision, gate
+from housing_mlops.registry.gate import Check, Verdict
+from housing_mlops.registry.promotion import Judged, challenge
 from housing_mlops.registry.shelf import cached_champion
 from housing_mlops.registry.store import (
     RegistryError,
@@ -134,22 +135,27 @@ def test_two_roll_backs_at_once_are_one(local: Settings, bundles: dict[str, Path
     assert state(local) == (first, second)
 
 
+def judged(passed: bool) -> Judged:
+    """A verdict that says so."""
+    return Judged(Verdict((Check("any", passed, "as it was", "as it is"),), {}))
+
+
 def test_the_gate_is_asked_again_when_the_champion_changes(
     local: Settings, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poor, good, middling = register(local, bundles, "LinearRegression", "Ridge", "Ridge")
     promote(poor, local)
-    asked: list[Decision] = []
+    asked: list[str] = []
 
-    def slow(challenger: Any, champion: Any) -> Decision:
-        asked.append(gate(challenger, champion))
-        if len(asked) == 1:  # while this one is compared, an equal one is promoted
+    def slow(version: str, former: str, *more: Any) -> Judged:
+        asked.append(former)
+        if len(asked) == 1:  # while this one is compared, a good one is promoted
             promote(good, local)
-        return asked[-1]
+        return judged(former == poor)
 
-    monkeypatch.setattr("housing_mlops.registry.gate.gate", slow)
-    decision = promote_if_better(middling, local)
-    assert [one.promoted for one in asked] == [True, False]
+    monkeypatch.setattr(promotion, "judge_version", slow)
+    decision = challenge(middling, local)
+    assert asked == [poor, good]
     assert not decision.promoted and state(local) == (good, poor)
 
 
@@ -159,14 +165,14 @@ def test_who_is_overtaken_again_and_again_is_told(
     first, second, third = register(local, bundles, "LinearRegression", "Ridge", "Ridge")
     promote(first, local)
 
-    def restless(challenger: Any, champion: Any) -> Decision:
+    def restless(*asked: Any) -> Judged:
         promote(second if find_version(local, "champion") == first else first, local)
-        return Decision(True, "better")
+        return judged(True)
 
-    monkeypatch.setattr("housing_mlops.registry.gate.gate", restless)
+    monkeypatch.setattr(promotion, "judge_version", restless)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(RegistryError, match="was not promoted: the champion was to be"):
-        promote_if_better(third, local)
+        challenge(third, local)
     assert third not in state(local)
 
 

@@ -1,0 +1,278 @@
+"""The gate: what may be served, what may not, and that nobody gets round it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from housing_mlops.cli import app
+from housing_mlops.config import Settings
+from housing_mlops.data.table import Table, fingerprint
+from housing_mlops.model.bundle import INFO, BundleError
+from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.registry import promotion
+from housing_mlops.registry.audit import history
+from housing_mlops.registry.comparison import compare, spend
+from housing_mlops.registry.evidence import GateError
+from housing_mlops.registry.promotion import Decision, challenge
+from housing_mlops.registry.store import (
+    RegistryError,
+    find_version,
+    register_bundle,
+    registry_client,
+)
+from housing_mlops.serving.api import create_app
+from housing_mlops.training.calibration import interval, residuals
+from housing_mlops.training.candidates import CANDIDATES
+from housing_mlops.training.cross_validation import cross_validate, make_folds
+from housing_mlops.training.export import export_bundle
+from housing_mlops.training.recipe import settings_of
+from housing_mlops.training.tracking import open_experiment
+
+pytestmark = pytest.mark.train
+Judge = Callable[..., Decision]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Settings:
+    """A registry in a file of its own."""
+    return Settings(home=tmp_path, registry_poll_s=0)
+
+
+def part(table: Table, rows: Any, name: str = "part") -> Table:
+    """Some rows of a table, or a changed frame, as a table of its own."""
+    frame = rows if isinstance(rows, pd.DataFrame) else table.frame.iloc[rows]
+    frame = frame.reset_index(drop=True)
+    return Table(table.dataset, frame, name, fingerprint(frame))
+
+
+def register(
+    settings: Settings,
+    table: Table,
+    name: str,
+    folds: int = 5,
+    seed: int = 42,
+    claim: dict[str, Any] | None = None,
+) -> str:
+    """The version that such a training makes, up to the gate; `claim`: what its bundle says instead."""
+    X, y = model_input(table.dataset, table.features), table.prices.to_numpy()
+    result = cross_validate(
+        CANDIDATES[name], table.dataset, X, y, make_folds(len(y), folds, 1, seed), seed
+    )
+    about = {
+        "model": name,
+        "parameters": {"seed": seed, "folds": folds, "settings": settings_of([name])},
+        "metrics": {"cv_rmse": result.rmse},
+        "interval": interval(result, y),
+        **(claim or {}),
+    }
+    model = CANDIDATES[name].build(table.dataset, seed).fit(X, y)
+    folder = settings.path("runs") / name
+    export_bundle(folder, model, table, residuals(result, y), about)
+    with mlflow.start_run(experiment_id=open_experiment(settings)) as run:
+        pass
+    return register_bundle(folder, run.info.run_id, settings)
+
+
+def judged(settings: Settings, table: Table, name: str, **how: Any) -> Decision:
+    """What became of such a training at the gate."""
+    version = register(settings, table, name, **how)
+    return challenge(version, settings, table, progress=False)
+
+
+def test_the_champion_stays_until_a_model_is_better(local: Settings, table: Table) -> None:
+    assert judged(local, table, "Ridge").promoted
+    assert not judged(local, table, "LinearRegression", folds=50).promoted
+    for seed in range(12):
+        found = judged(local, table, "LinearRegression", seed=seed)
+        assert not found.promoted and "was judged before, as version 2" in found.reason
+    assert find_version(local, "champion") == "1"
+    with TestClient(create_app(local)) as api:
+        assert api.get("/model/info").json()["model"] == "Ridge"
+        better = judged(local, table, "HistGradientBoosting")
+        assert better.promoted and better.verdict is not None
+        assert better.verdict.numbers["gain_recipe_low"] > 0
+        assert api.post("/predict", json=table.dataset.example).json()["model_version"] == "15"
+
+
+@pytest.fixture
+def grown(local: Settings, table: Table) -> tuple[Judge, Table, Any]:
+    """A champion that learnt from all but fifty houses, the whole table, and which houses are new."""
+    order = np.random.default_rng(0).permutation(len(table.frame))
+    few = part(table, np.sort(order[50:]), "few")
+    assert judged(local, few, "HistGradientBoosting").promoted
+    return lambda t, name, **how: judged(local, t, name, **how), table, order[:50]
+
+
+def test_the_same_model_with_fifty_more_houses_is_promoted(grown: tuple) -> None:
+    judge, table, _ = grown
+    found = judge(table, "HistGradientBoosting")
+    assert found.promoted and {"gain_before", "gain_served"} < found.verdict.numbers.keys()
+    assert "gain_recipe" not in found.verdict.numbers, "a recipe is not compared with itself"
+
+
+def test_a_worse_model_with_fifty_more_houses_is_not(grown: tuple) -> None:
+    judge, table, _ = grown
+    found = judge(table, "Ridge")
+    assert not found.promoted and "gain over the champion" in found.reason
+
+
+@pytest.mark.parametrize("name", ["HistGradientBoosting", "Ridge"])
+def test_fifty_wrong_rows_are_not_learnt(name: str, grown: tuple) -> None:
+    judge, table, new = grown
+    wrong = table.frame.copy()
+    wrong.loc[new, table.dataset.target.name] /= 1000  # in millions, somebody thought
+    found = judge(part(table, wrong, "wrong"), name)
+    assert not found.promoted and "gain on 456 houses it knew" in found.reason
+
+
+def command(settings: Settings, *words: str) -> Any:
+    """What `housing-mlops WORDS` did in that home."""
+    return CliRunner().invoke(app, words, env={"HOUSING_HOME": str(settings.home)})
+
+
+def test_the_command_refuses_a_worse_model_and_tells_why(local: Settings, table: Table) -> None:
+    judged(local, table, "Ridge")
+    worse = register(local, table, "LinearRegression")
+    done = command(local, "promote", worse, "--quiet")
+    assert done.exit_code == 1 and "Nothing was moved" in done.stderr
+    assert "gain over the champion" in done.stdout and "at least" in done.stdout
+    assert find_version(local, "champion") == "1"
+    assert command(local, "promote", worse, "--force").exit_code == 1, "it takes a reason"
+    why = ["--force", "--reason", "the prices were corrected"]
+    assert command(local, "promote", worse, "--quiet", *why).exit_code == 0
+    assert find_version(local, "champion") == worse
+    forced, refused, _ = history(local, False).moves
+    assert forced.forced and "the prices were corrected" in forced.why
+    assert refused.action == "refuse" and refused.verdict and not refused.verdict["passed"]
+
+
+def test_a_verdict_stands_in_mlflow_with_what_it_rests_on(local: Settings, table: Table) -> None:
+    judged(local, table, "Ridge")
+    found = judged(local, table, "LinearRegression")
+    with registry_client(local) as client:
+        version = client.get_model_version("housing", "2")
+        kept = json.loads(mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate/verdict.json"))
+        rows = mlflow.artifacts.download_artifacts(f"runs:/{version.run_id}/gate/out_of_fold.csv")
+        metrics = client.get_run(version.run_id).data.metrics
+    assert version.tags["gate.passed"] == "false" and version.tags["gate.against"] == "1"
+    assert kept == json.loads(json.dumps(found.verdict.as_json())) and not kept["passed"]
+    assert metrics["gate_gain_recipe_low"] == kept["numbers"]["gain_recipe_low"]
+    frame = pd.read_csv(rows)
+    columns = ["challenger_0", "challenger_1", "challenger_2"]
+    errors = frame[columns].sub(frame["price"], axis=0)
+    assert np.isclose(np.sqrt((errors**2).to_numpy().mean()), metrics["gate_rmse"])
+
+
+def test_a_model_of_another_declaration_is_told_what_differs(local: Settings, table: Table) -> None:
+    judged(local, table, "Ridge")
+    other = Table(table.dataset.without("B"), table.frame, "no B", table.fingerprint)
+    found = judged(local, other, "HistGradientBoosting")
+    assert not found.promoted and "declaration: B is gone" in found.reason
+
+
+def test_a_bundle_with_another_model_in_it_is_refused(local: Settings, table: Table) -> None:
+    false = {"model": "HistGradientBoosting"}
+    false["parameters"] = {"settings": settings_of(["HistGradientBoosting"])}
+    found = judged(local, table, "Ridge", claim=false)
+    assert not found.promoted and found.reason.startswith("not promoted: bundle: ")
+
+
+def test_a_champion_that_cannot_be_made_again_is_judged_on_new_houses_alone(
+    local: Settings, table: Table
+) -> None:
+    gone = {"model": "Oracle", "parameters": {}}
+    half = part(table, np.arange(0, 506, 2), "half")
+    version = register(local, half, "Ridge", claim=gone)
+    assert challenge(version, local, half, "there is no other", progress=False).promoted
+    found = judged(local, half, "HistGradientBoosting")
+    assert not found.promoted and "no candidate Oracle here" in found.reason
+    found = judged(local, table, "LinearRegression")
+    assert not found.promoted and "253 houses it never saw" in found.reason
+    found = judged(local, table, "HistGradientBoosting")
+    assert found.promoted and found.verdict is not None
+    assert "gain_recipe" not in found.verdict.numbers
+
+
+def test_what_is_missing_is_told_and_nothing_is_moved(
+    local: Settings, table: Table, tmp_path: Path
+) -> None:
+    judged(local, table, "Ridge")
+    version = register(local, part(table, range(400)), "HistGradientBoosting")
+    with pytest.raises(GateError, match="is not the one that this model learnt from"):
+        challenge(version, local, progress=False)
+    with pytest.raises(RegistryError, match="no version 9"):
+        challenge("9", local, table, progress=False)
+    assert find_version(local, "champion") == "1"
+    assert challenge(version, local, force="it is right", progress=False).promoted
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("step", ["keep_verdict", "promote"])
+def test_a_registry_that_goes_away_leaves_no_half_state(
+    step: str, local: Settings, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(local, table, "Ridge")
+    version = register(local, table, "HistGradientBoosting")
+
+    def gone(*args: Any) -> None:
+        raise RegistryError("MLflow is out of reach.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion, step, gone)
+        with pytest.raises(RegistryError, match="out of reach"):
+            challenge(version, local, table, progress=False)
+        assert find_version(local, "champion") == "1" and len(history(local, False).moves) == 1
+    assert challenge(version, local, table, progress=False).promoted, "and it can be tried again"
+
+
+@pytest.mark.fault
+def test_a_damaged_bundle_is_refused_even_by_force(local: Settings, table: Table) -> None:
+    judged(local, table, "Ridge")
+    version = register(local, table, "HistGradientBoosting")
+    for path in local.path("mlartifacts").rglob(f"HistGradientBoosting/{INFO}"):
+        path.write_text(path.read_text().replace("HistGradientBoosting", "HistGradientBoasting"))
+    found = challenge(version, local, table, progress=False)
+    assert not found.promoted and found.reason.startswith("not promoted: bundle: ")
+    with pytest.raises(BundleError, match="damaged"):
+        challenge(version, local, table, "whatever it takes", progress=False)
+    assert find_version(local, "champion") == "1"
+
+
+def equal_pair(rng: np.random.Generator, rows: int = 200) -> tuple[Any, ...]:
+    """Prices, out-of-fold predictions of two models of equal worth, and their folds."""
+    folds = [np.array_split(rng.permutation(rows), 5) for _ in range(3)]
+    y, common = rng.uniform(5, 50, rows), rng.normal(size=rows)
+    own = rng.normal(size=(2, rows))  # what a model makes of a house, whatever the fold
+    a, b = (y + 2 * common + o + 0.3 * rng.normal(size=(3, rows)) for o in own)
+    return y, a, b, folds
+
+
+def test_equal_models_seldom_pass_and_seldom_by_trying_again() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [equal_pair(rng) for _ in range(200)]
+    passed = [compare(*pair).better for pair in pairs]
+    lower = [np.mean((y - b) ** 2) < np.mean((y - a) ** 2) for y, a, b, _ in pairs]
+    assert 0.4 < np.mean(lower) < 0.6 and np.mean(passed) < 0.05
+    spent = [compare(*pair, (spend(0.05, k % 12 + 1), 0.05)).better for k, pair in enumerate(pairs)]
+    assert np.mean(spent) < 0.01
+
+
+def test_a_comparison_knows_no_unit_and_no_side() -> None:
+    y, a, b, folds = equal_pair(np.random.default_rng(1))
+    one, other = compare(y, a, b, folds), compare(1000 * y, 1000 * a, 1000 * b, folds)
+    assert np.isclose(one.low, other.low) and np.isclose(one.high, other.high)
+    assert np.isclose((1 - one.gain) * (1 - compare(y, b, a, folds).gain), 1)
+
+
+def test_gate_errors_prints_what_it_found() -> None:
+    done = CliRunner().invoke(app, ["gate-errors", "--runs", "1", "--quiet"])
+    assert done.exit_code == 0 and done.stdout.count("\n") == 13
+    assert "lower error" in done.stdout and "12 trials, spent" in done.stdout
