@@ -66,10 +66,10 @@ notebooks: $(env) ## run the notebooks as they are written, e.g. ARGS="--path nb
 	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
 	HOUSING_HOME=$$home MPLBACKEND=agg nbdev_test --n_workers 1 --timing $(ARGS)
 
-bench: $(env) ## measure serving, inference and start-up (wrk from Debian); ARGS=--quick takes a minute
+bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debian); ARGS=--quick takes a minute
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
 	@python benchmarks/serving.py $(ARGS)
-	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; }
+	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; python benchmarks/explain.py; }
 
 soak: $(env) ## faults at random under load, and nothing may be lost; ARGS="--minutes 1 --seed 7"
 	@python benchmarks/soak.py $(ARGS)

@@ -21,7 +21,7 @@ from champion import BOSTON, houses, make
 from serving import API, UVICORN, Server, start
 
 from housing_mlops.config import Settings
-from housing_mlops.model.explanation import basis_of, contributions, explain
+from housing_mlops.model.explanation import as_told, basis_of, contributions, explain
 from housing_mlops.model.inference import Model, to_tensors
 from housing_mlops.registry.shelf import install_bundle
 
@@ -39,7 +39,8 @@ def check(model: Model, count: int) -> None:
     for row, one in zip(rows, told, strict=True):
         parts = [Decimal(repr(r.contribution)) for r in one.reasons]
         assert sum(parts) == Decimal(repr(one.price)) - Decimal(repr(one.base)), one
-        exact, _ = contributions(model.price, to_tensors(BOSTON, [row]), other, 2**13)
+        told_price = as_told(model.band, model.price)
+        exact, _ = contributions(told_price, to_tensors(BOSTON, [row]), other, 2**13)
         judge = dict(zip(BOSTON.columns, exact.tolist(), strict=True))
         off.append(max(abs(r.contribution - judge[r.feature]) for r in one.reasons))
         mine = [r for r in one.reasons if abs(r.contribution) >= 0.5]

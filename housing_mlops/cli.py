@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
-           'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'quote_house', 'predict',
-           'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions', 'log_engine',
-           'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log',
-           'repair_log', 'report']
+           'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price', 'quote_house',
+           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions',
+           'log_engine', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
+           'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from housing_mlops.model.inference import Model
+    from housing_mlops.model.interval import Limits
     from housing_mlops.operations.retraining import Look
     from housing_mlops.prediction_log.log import PredictionLog
     from housing_mlops.registry.audit import Move
@@ -451,14 +452,35 @@ def open_champion(
         raise HousingError("There is no champion yet: train one with `housing-mlops train`.")
     return Model.open(champion.folder, champion.version, settings.interval)
 
+# %% ../nbs/cli.ipynb #28f7a313
+def tell_price(
+    price: float,  # of one house
+    ends: tuple[float, float] | None,  # of its interval
+    limits: "Limits",  # what has to be said beside it
+    unit: str,  # of the price
+) -> str:
+    """The price as one would say it: its range, "or more" at the cap, and what is odd about it."""
+    more = " or more" if limits.capped else ""
+    text = f"{price:g}{more if ends is None or price >= ends[1] else ''}"
+    if ends is not None:
+        text += f", {ends[0]:g} to {ends[1]:g}{more}"
+    text += f" ({unit})"
+    if limits.clipped:
+        text += "; clipped to what a price can be"
+    if limits.outside:
+        text += f"; the model knows no such house: {', '.join(limits.outside)}"
+    return text
+
 
 def quote_house(
     model: "Model",  # that prices
     house: str,  # a JSON object
+    explained: int = 0,  # reasons of its price
 ) -> dict[str, Any]:
     """The price of one house, as the command prints it; raises `HousingError` naming each fault."""
     from pydantic import ValidationError
 
+    from housing_mlops.model.explanation import as_columns, explain
     from housing_mlops.model.inference import row_of
 
     try:
@@ -468,18 +490,22 @@ def quote_house(
         raise HousingError("; ".join(faults)) from None
     quote = model.quote([row])
     [limits] = quote.limits
-    ends = None if quote.low is None or quote.high is None else (quote.low[0], quote.high[0])
+    low, high = quote.low, quote.high
+    ends = None if low is None or high is None else (float(low[0]), float(high[0]))
+    told = as_columns(explain(model, row), explained) if explained else {}
     return {
         "prediction": float(quote.prices[0]),
         "unit": model.dataset.target.unit,
-        "interval": None if ends is None else [float(end) for end in ends],
+        "interval": None if ends is None else list(ends),
         "coverage": quote.coverage,
         "clipped": limits.clipped,
         "capped": limits.capped,
         "in_domain": not limits.outside,
         "outside": list(limits.outside),
+        "told": tell_price(float(quote.prices[0]), ends, limits, model.dataset.target.unit),
         "model": model.info.model,
         "model_version": model.version,
+        **told,
     }
 
 # %% ../nbs/cli.ipynb #8e0810ff
@@ -488,13 +514,26 @@ def predict(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="A CSV or Parquet file; without it, one house as JSON on standard input."
+            help="A CSV or Parquet file, or - for one on standard input; "
+            "without it, one house as JSON on standard input."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write, .csv or .parquet; default: beside the source."),
+        typer.Option(
+            help="The file to write, .csv or .parquet, or - for CSV on standard output; "
+            "default: beside the source, or where that is standard input, standard output."
+        ),
     ] = None,
+    explained: Annotated[
+        int,
+        typer.Option(
+            "--explain",
+            metavar="N",
+            min=0,
+            help="Say why: the N largest contributions to each price; some 10 ms a house.",
+        ),
+    ] = 0,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
     """Price one house from standard input, or a file of houses."""
@@ -502,11 +541,13 @@ def predict(
 
     model = open_champion(read_settings())
     if source is None:
-        typer.echo(json.dumps(quote_house(model, sys.stdin.read())))
+        typer.echo(json.dumps(quote_house(model, sys.stdin.read(), explained)))
         return
-    target = out or source.with_name(f"{source.stem}-priced{source.suffix}")
-    count = price_file(model, source, target, not quiet)
-    typer.echo(f"{target}: {count.priced} priced, {count.refused} refused (column error).")
+    beside = source.with_name(f"{source.stem}-priced{source.suffix}")
+    target = out or (source if source == Path("-") else beside)
+    count = price_file(model, source, target, not quiet, explained)
+    said = f"{count.priced} priced, {count.refused} refused (column error)."
+    typer.echo(f"{target}: {said}", err=target == Path("-"))
 
 # %% ../nbs/cli.ipynb #d8dc2cff
 def judge_live(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODES', 'LISTED', 'LONGEST', 'IDENTIFIERS', 'SAME', 'Column', 'limits', 'as_numbers', 'skewness', 'number', 'text',
-           'dates', 'aside', 'read_column', 'read_prices', 'price_notes', 'toml_keys', 'head', 'one_line', 'tail',
-           'draft', 'hold']
+           'dates', 'aside', 'read_column', 'read_prices', 'price_notes', 'capped', 'toml_keys', 'head', 'one_line',
+           'tail', 'draft', 'hold']
 
 # %% ../../nbs/1_data/04_draft.ipynb #d4963ca3
 import json
@@ -213,11 +213,18 @@ def price_notes(
     prices: "pd.Series[float]",  # as from `read_prices`
 ) -> Iterator[str]:
     """What a person should know about the prices."""
-    top = int((prices == prices.max()).sum())
     if prices.nunique() > 1 and abs(skew := skewness(prices)) > 1:
         yield f"skewed ({skew:.1f}): many prices close together, a few far off"
-    if top >= max(5, len(prices) / 100):
+    if capped(prices):
+        top = int((prices == prices.max()).sum())
         yield f"{top} rows stand at {prices.max():g} exactly: dearer homes may be recorded as that"
+
+
+def capped(
+    prices: "pd.Series[float]",  # as from `read_prices`
+) -> bool:
+    """Whether so many rows have the highest price that it may stand for dearer ones."""
+    return bool((prices == prices.max()).sum() >= max(5, len(prices) / 100))
 
 # %% ../../nbs/1_data/04_draft.ipynb #0741e823
 def toml_keys(
@@ -289,6 +296,7 @@ def draft(
         raise DataError(f"{path}: no column is left to predict {target} from ({why}).")
     low, high = limits(prices)
     keys = {"name": target, "unit": unit, "minimum": low, "maximum": high}
+    keys |= {"cap": float(prices.max())} if capped(prices) else {}
     lines = [*head(path, raw, ignored), *tail(keys, [*price_notes(prices)], used)]
     drafted = "\n".join(lines) + "\n"
     hold(drafted, raw, path)

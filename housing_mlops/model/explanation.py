@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Value', 'Array', 'Tensors', 'Price', 'CALLS', 'REST', 'MOST', 'HOUSES', 'POINTS', 'reference_house', 'Design',
            'exact_design', 'draw_subsets', 'draw_coalitions', 'make_design', 'differing', 'mix', 'contributions',
-           'add_up', 'Reason', 'Explanation', 'basis_of', 'explain', 'reason_columns', 'as_columns', 'measure_basis',
-           'Contrast', 'grid', 'contrasts']
+           'add_up', 'Reason', 'Explanation', 'basis_of', 'as_told', 'explain', 'reason_columns', 'as_columns',
+           'measure_basis', 'Contrast', 'grid', 'contrasts']
 
 # %% ../../nbs/3_model/06_explanation.ipynb #cdbaa1f3
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .bundle import Basis, Reference
 from .inference import Model, as_inputs, to_tensors
+from .interval import Band
 from ..schema import Dataset, Feature
 
 # %% ../../nbs/3_model/06_explanation.ipynb #a481c82b
@@ -246,6 +247,14 @@ def basis_of(
     return model.info.basis or Basis(house=made, calls=CALLS, error=None, measured=0)
 
 
+def as_told(
+    band: Band,  # the range that prices are held to
+    price: Price,  # of the graph
+) -> Price:
+    """The prices of rows as clients get them, which is what is explained."""
+    return lambda rows: band.of_many(price(rows))[0]
+
+
 def explain(
     model: Model,  # that prices
     row: Sequence[Value],  # a house, in the order of the columns
@@ -256,9 +265,8 @@ def explain(
     tensors = to_tensors(model.dataset, [row, other])
     first, second = ({k: v[i : i + 1] for k, v in tensors.items()} for i in (0, 1))
     price, base = model.quote_tensors(tensors).prices.tolist()
-    parts, design = contributions(
-        lambda t: model.quote_tensors(t).prices, first, second, basis.calls
-    )
+    told = as_told(model.band, model.price)
+    parts, design = contributions(told, first, second, basis.calls)
     shown = add_up(price, base, parts)
     reasons = [Reason(*r) for r in zip(names, row, other, shown, strict=True)]
     reasons.sort(key=lambda r: -abs(r.contribution))

@@ -246,7 +246,7 @@ def live_alarm(
     promised = model.info.metrics.get("cv_rmse")
     if promised is None:
         return ""
-    for found in live_error(engine, version=model.version):
+    for found in live_error(engine, version=model.version, cap=model.dataset.target.cap):
         if found.model == model.info.model and found.n >= fewest and found.rmse > ratio * promised:
             return f"live RMSE {found.rmse:.3g} on {found.n} sales, {promised:.3g} promised"
     return ""

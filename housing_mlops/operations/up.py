@@ -28,6 +28,7 @@ from typing import Any
 from ..config import HousingError, Settings, mask_password
 from ..model.bundle import read_info
 from ..registry.aliases import promote
+from ..registry.audit import Reason
 from ..registry.shelf import Champion, cached_champion
 from ..schema import load_dataset
 from ..serving.guards import check_exposure
@@ -193,7 +194,7 @@ def ensure_champion(
         say(f"The champion, version {champion.version}, prices another table: training {wanted}.")
         made = train()
         if not made["promoted"]:
-            promote(made["version"], settings)
+            promote(made["version"], settings, reason=Reason(f"it prices {wanted}, which is set"))
     champion = cached_champion(settings)
     if champion is None:
         raise UpError("The training made no champion; `housing-mlops models` lists what there is.")

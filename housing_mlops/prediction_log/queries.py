@@ -192,7 +192,7 @@ def live_error(
     rows = sorted(rows, key=lambda r: -r[7])
     return [LiveError(r[0], r[1], r[2], r[3], math.sqrt(r[4]), r[5], r[6]) for r in rows]
 
-# %% ../../nbs/6_prediction_log/11_queries.ipynb #778de8f5
+# %% ../../nbs/6_prediction_log/11_queries.ipynb #cab7f7de
 class QuarterInside(NamedTuple):
     """Of the sales in one quarter of the predicted price: how many were inside their interval."""
 

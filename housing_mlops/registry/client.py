@@ -7,6 +7,7 @@ __all__ = ['T', 'GONE', 'API', 'MOST_PAGE', 'PAGE', 'Registered', 'Entry', 'Regi
            'understood', 'pairs', 'pages', 'read_page', 'ServerRegistry', 'open_registry']
 
 # %% ../../nbs/5_registry/11_client.ipynb #85eb1021
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,12 +186,16 @@ def pages(
     """MLflow's answers, until there is no further page; raises `RegistryError`."""
     named = settings.model_name.replace("'", "''")
     query = {"filter": f"name='{named}'", "max_results": PAGE}
-    while True:
+    late = Deadline.after(settings.registry_deadline_s)
+    while time.monotonic() < late.end:
         page = call(settings, "GET", "model-versions/search", **query)
         yield page
         if not (token := page.get("next_page_token")):
             return
         query["page_token"] = str(token)
+    raise RegistryError(
+        f"MLflow at {settings.tracking} has listed versions for {late.seconds:g} s."
+    )
 
 
 def read_page(

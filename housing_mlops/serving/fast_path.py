@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Row', 'FastPath', 'SECURITY_HEADERS', 'PRICE_HEADERS', 'PriceRequest', 'is_predict', 'parse_request',
-           'HouseParser', 'Encoder', 'Turn', 'Pricer', 'make_fast_path', 'PriceQueue', 'log_price']
+           'HouseParser', 'Encoder', 'Turn', 'Pricer', 'SplitPricer', 'make_fast_path', 'PriceQueue', 'log_price']
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #1612c3f5
 import asyncio
@@ -25,6 +25,7 @@ from ..prediction_log.journal import Journal, JournalError
 from ..prediction_log.record import new_id
 from ..schema import Dataset
 from .access_log import clean_id, log_request
+from .routing import Field, plausible
 from .service import Service
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #70000001
@@ -39,6 +40,7 @@ class PriceRequest(NamedTuple):
     request_id: bytes
     start: float  # when its body had arrived, by `time.perf_counter`
     client: bytes = b""  # the name of who asks; empty where no key is needed
+    client_id: bytes = b""  # the header X-Client-Id; empty where there is none
 
 
 def is_predict(
@@ -68,7 +70,8 @@ def parse_request(
     if client is None or not service.hosts.allows(told.get(b"host", b"")):
         return None
     named = request_id or clean_id(told.get(b"x-request-id", b"")) or new_id().encode()
-    return PriceRequest(body, named, time.perf_counter(), client.encode())
+    sticky = told.get(b"x-client-id", b"")
+    return PriceRequest(body, named, time.perf_counter(), client.encode(), sticky)
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #70000005
 class HouseParser:
@@ -76,9 +79,10 @@ class HouseParser:
 
     def __init__(
         self,
-        dataset: Dataset,  # the declaration; no column name may hold a colon
+        dataset: Dataset,  # the declaration
     ) -> None:
-        self.colons = len(dataset.columns)
+        self.colons = sum(1 + name.count(":") for name in dataset.columns)
+        self.plain = self.colons == len(dataset.columns)  # whether no name holds a colon
         self.validate = dataset.request_model.__pydantic_validator__.validate_json
 
     def __call__(
@@ -88,7 +92,9 @@ class HouseParser:
         """The rows by place in `requests`, without those that the fallback route has to refuse."""
         rows = {}
         for i, request in enumerate(requests):
-            if request.body.count(b":") == self.colons:
+            if request.body.count(b":") == self.colons and (
+                self.plain or b"\\" not in request.body  # a colon may be written as \u003a
+            ):
                 try:
                     rows[i] = row_of(self.validate(request.body))
                 except ValidationError:
@@ -109,7 +115,7 @@ def _said(limits: Limits) -> bytes:
 
 _USUAL = _said(USUAL)
 
-
+# %% ../../nbs/8_serving/08_fast_path.ipynb #d748babf
 class Encoder:
     """Writes a price as the body of an answer and as a record of the journal."""
 
@@ -169,6 +175,7 @@ class Turn(NamedTuple):
 
     answers: list[bytes | None]  # in order; None for those that the fallback route has to give
     when_kept: Callable[[], object] = int  # counts them; by default there is nothing to count
+    refused: bool = False  # whether the journal took no record
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #11ac6c73
 class Pricer:
@@ -179,8 +186,10 @@ class Pricer:
         model: Model,  # that prices
         counters: Counters,  # of this worker
         journal: Journal | None,  # None when predictions are not kept
+        plausible: tuple[float, float] = (-math.inf, math.inf),  # what is beyond is no price
     ) -> None:
         self.model, self.journal = model, journal
+        self.low, self.high = plausible
         self.parse, self.encode = HouseParser(model.dataset), Encoder(model)
         self.prices = counters.version(model.version)
         self.latencies = counters.histogram("/predict", 200)
@@ -190,8 +199,15 @@ class Pricer:
         requests: Sequence[PriceRequest],  # of one turn
     ) -> Turn:
         """The answers, whose records stand in the journal; they are not counted yet."""
+        return self.answer(requests, self.parse(requests))
+
+    def answer(
+        self,
+        requests: Sequence[PriceRequest],  # of one turn
+        rows: Mapping[int, Row],  # by place in `requests`
+    ) -> Turn:
+        """The answers to those with a row."""
         answers: list[bytes | None] = [None] * len(requests)
-        rows = self.parse(requests)
         if not rows:
             return Turn(answers)
         quote = self.model.quote([*rows.values()])
@@ -199,7 +215,7 @@ class Pricer:
         time_us, now = time.time_ns() // 1000, time.perf_counter()
         priced, records = [], []
         for i, values, limits in zip(rows, numbers, quote.limits, strict=True):
-            if math.isfinite(values[0]):
+            if self.low < values[0] < self.high:
                 seconds = now - requests[i].start
                 answer, record = self.encode(requests[i], values, time_us, seconds, limits)
                 records.append(record)
@@ -208,7 +224,7 @@ class Pricer:
             try:
                 self.journal.append_many(records)
             except JournalError:
-                return Turn(answers)
+                return Turn(answers, refused=True)
         for i, answer, _, _, _ in priced:
             answers[i] = answer
         return Turn(answers, partial(self._count, priced))
@@ -218,6 +234,47 @@ class Pricer:
             self.prices.add(price, limits)
             self.latencies.add(seconds)
 
+# %% ../../nbs/8_serving/08_fast_path.ipynb #5e11d001
+class SplitPricer:
+    """Two pricers: the challenger's clients are its own for as long as it has answers."""
+
+    def __init__(
+        self,
+        champion: Pricer,
+        challenger: Pricer,
+        field: Field,  # of this worker, with the trial
+    ) -> None:
+        self.champion, self.challenger, self.field = champion, challenger, field
+
+    def __call__(
+        self,
+        requests: Sequence[PriceRequest],  # of one turn
+    ) -> Turn:
+        """The answers, whose records stand in the journal; they are not counted yet."""
+        rows, takes = self.champion.parse(requests), self.field.takes
+        theirs = {i: row for i, row in rows.items() if takes(requests[i].client_id, row)}
+        if not theirs:
+            return self.champion.answer(requests, rows)
+        try:
+            turn = self.challenger.answer(requests, theirs)
+            if turn.refused:
+                return turn  # the fallback route answers, and tells why it cannot
+            why = "" if all(turn.answers[i] for i in theirs) else "it gave no price"
+        except Exception as error:  # whatever it is, the champion answers
+            turn, why = Turn([None] * len(requests)), f"it fails with {error!r}"
+        if why:
+            self.field.give_up(why)
+        rest = self.champion.answer(
+            requests, {i: r for i, r in rows.items() if not turn.answers[i]}
+        )
+        pairs = zip(turn.answers, rest.answers, strict=True)
+        return Turn([a or b for a, b in pairs], partial(_both, turn.when_kept, rest.when_kept))
+
+
+def _both(one: Callable[[], object], other: Callable[[], object]) -> None:
+    one()
+    other()
+
 # %% ../../nbs/8_serving/08_fast_path.ipynb #a905257a
 FastPath = Callable[[list[PriceRequest]], Turn]
 
@@ -226,11 +283,14 @@ def make_fast_path(
     model: Model,  # that prices
     counters: Counters,  # of this worker
     journal: Journal | None,  # None when predictions are not kept
-) -> FastPath | None:
-    """From requests to the bodies of answers, None for the fallback route; None if none can be."""
-    if any(":" in name for name in model.dataset.columns):
-        return None  # the colons of a body would not tell how many keys it has
-    return Pricer(model, counters, journal)
+    field: Field | None = None,  # a trial that may be under way
+) -> FastPath:
+    """From requests to the bodies of answers, None for the fallback route."""
+    champion = Pricer(model, counters, journal)
+    if field is None or field.challenger is None:
+        return champion
+    bounds = plausible(model, field.settings.feedback_margin)
+    return SplitPricer(champion, Pricer(field.challenger, counters, journal, bounds), field)
 
 # %% ../../nbs/8_serving/08_fast_path.ipynb #70000012
 class PriceQueue:

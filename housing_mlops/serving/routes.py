@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitoring', 'reports', 'RowLimit', 'VersionFilter',
-           'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'milliseconds', 'add_predict', 'complaints',
-           'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz', 'health',
-           'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv', 'read_rows',
-           'recent_predictions', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
+           'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'client_id', 'milliseconds', 'add_predict',
+           'complaints', 'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz',
+           'health', 'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv',
+           'read_rows', 'recent_predictions', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
 
 # %% ../../nbs/8_serving/06_routes.ipynb #c13716a3
 import asyncio
@@ -53,6 +53,7 @@ from housing_mlops.serving.service import (
     health_checks,
     metric_numbers,
     needs,
+    price_rows,
     reporter,
     reporter_name,
     to_predictions,
@@ -78,6 +79,13 @@ def request_id(
     return str(request.scope.get("request_id", ""))
 
 
+def client_id(
+    request: Request,  # to this application
+) -> bytes:
+    """What a client says it is, for trials: it stays with one model."""
+    return request.headers.get("x-client-id", "").encode("latin-1")
+
+
 def milliseconds(
     start: float,  # by `time.perf_counter`
 ) -> float:
@@ -101,12 +109,14 @@ def add_predict(
         house: House, request: Request, service: Serve, client: Client, explain: bool = False
     ) -> Response:
         """The price of one house; with its reasons where they are asked for."""
-        start, model = time.perf_counter(), service.ready()
-        quote, why = model.quote([row_of(house)]), None
-        if explain:  # not among the latencies of prices, for it takes a hundred times as long
+        start, row, why = time.perf_counter(), row_of(house), None
+        if not explain:
+            [answer] = price_rows(service, [row], start, client_id(request))
+        else:  # not among the latencies of prices, for it takes a hundred times as long
             request.scope["counted_as"] = "/explain"
-            _, why = await work_out_in_turn(service, model, row_of(house))
-        [answer] = to_predictions(model, quote, milliseconds(start))
+            model = service.ready()
+            _, why = await work_out_in_turn(service, model, row)
+            [answer] = to_predictions(model, model.quote([row]), milliseconds(start))
         text = (await request.body()).decode()
         await service.accept([answer], [text], "/predict", request_id(request), client)
         if why is not None:
@@ -142,14 +152,15 @@ async def price_batch(
     houses: Sequence[Any],  # as they were sent
     request_id: str,  # of the request; empty for none
     client: str = "",  # the name of who asks
+    client_id: bytes = b"",  # the header X-Client-Id
 ) -> BatchAnswer:
     """The answers in order, a refusal in the place of a house that cannot be priced."""
     start, model = time.perf_counter(), service.ready()
     rows, refused = sort_houses(model.dataset, houses)
     priced: list[Prediction] = []
     if rows:
-        quote = await run_in_threadpool(model.quote, list(rows.values()))
-        priced = to_predictions(model, quote, milliseconds(start))
+        values = list(rows.values())
+        priced = await run_in_threadpool(price_rows, service, values, start, client_id)
         texts = [json.dumps(houses[i]) for i in rows]
         await service.accept(priced, texts, "/predict/batch", request_id, client)
     answers = {**refused, **dict(zip(rows, priced, strict=True))}
@@ -183,7 +194,7 @@ def add_batch(
         batch: houses, request: Request, service: Serve, client: Client
     ) -> Response:
         """The prices of many houses; one that is refused has an error in its place."""
-        answer = await price_batch(service, batch, request_id(request), client)
+        answer = await price_batch(service, batch, request_id(request), client, client_id(request))
         return Response(answer.model_dump_json(), media_type="application/json")
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000010

@@ -31,6 +31,8 @@ def bands(
     """The band of each row, by quantiles: as many rows each, or fewer bands where values repeat."""
     cut = pd.qcut(values, most, duplicates="drop")
     ends = cut.categories
+    if not len(ends):  # all values are one
+        return pd.Series(["all" if np.isfinite(v) else None for v in values], dtype="object")
     names = [f"{e.left:.4g} to {e.right:.4g}" for e in ends]
     names = names if len(set(names)) == len(names) else [f"{n} ({i})" for i, n in enumerate(names)]
     return pd.Series(cut.rename_categories(dict(zip(ends, names, strict=True))))

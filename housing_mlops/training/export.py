@@ -35,8 +35,9 @@ from sklearn.base import RegressorMixin
 
 from ..data.table import Table
 from ..model.bundle import Basis, BundleError, BundleInfo, Reference, write_bundle
-from ..model.explanation import measure_basis
+from ..model.explanation import as_told, measure_basis
 from ..model.inference import Graph
+from ..model.interval import Band
 from ..preprocessing.pipeline import model_input
 from ..schema import Dataset
 from .candidates import GaussianProcess
@@ -192,7 +193,8 @@ def make_basis(
 ) -> Basis:
     """The house that explanations compare with, and the largest error that was found in them."""
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return measure_basis(dataset, Graph(session).price, reference)
+    told = as_told(Band(dataset.target, None), Graph(session).price)
+    return measure_basis(dataset, told, reference)
 
 # %% ../../nbs/4_training/07_export.ipynb #b34eceb6
 TOLERANCE = 1e-4  # what a graph's price may be off, in standard deviations of the target

@@ -269,7 +269,7 @@ def test_a_price_says_why_when_it_is_clicked(
     assert seen.page.locator("#why rect").count() == named.count()
     assert seen.page.locator("#why path.under").count() == len(told["contrasts"]) == 1
     assert seen.page.locator("#why circle").count() == 1
-    expect(seen.page.locator("#why")).to_contain_text("exact")
+    expect(seen.page.locator("#why")).to_contain_text("what that adds to the price")
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert seen.page.evaluate(wide) == 0
     assert seen.errors == [] and seen.strangers() == []

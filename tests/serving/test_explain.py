@@ -120,6 +120,7 @@ def test_only_so_many_are_worked_out_at_once(home: Path, monkeypatch: pytest.Mon
     app.service.pool.shutdown()
 
 
+@pytest.mark.fault
 def test_whoever_would_wait_too_long_is_told_and_nothing_is_on_record(fresh: Path) -> None:
     settings = Settings(home=fresh, explain_wait_s=0.05)
     with TestClient(create_app(settings)) as api:
@@ -140,6 +141,7 @@ def test_whoever_would_wait_too_long_is_told_and_nothing_is_on_record(fresh: Pat
         assert api.post("/explain", json=HOUSE).status_code == 200
 
 
+@pytest.mark.fault
 def test_a_failure_gives_its_place_back(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any) -> Any:
         raise ZeroDivisionError

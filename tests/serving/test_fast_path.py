@@ -150,12 +150,18 @@ class Graph:
         self.price = model.price
 
 
-def test_names_with_colons_leave_everything_to_the_fallback_route(model: Model) -> None:
+def test_a_name_may_hold_colons(model: Model) -> None:
     declared = model.dataset.model_dump(by_alias=True)
     declared["features"][0]["name"] = "a: b"
     odd = Dataset.model_validate(declared)
     info = model.info.model_copy(update={"dataset": odd})
-    assert make_fast_path(Model(info, "1", Graph(model), model.reference), Counters(), None) is None
+    fast_path = make_fast_path(Model(info, "1", Graph(model), model.reference), Counters(), None)
+    body = json.dumps(odd.example).encode()
+    twice = body.replace(b'"RM"', b'"RM":1,"RM"')
+    escaped = twice.replace(b'"a: b"', b'"a\\u003a b"')  # one colon less, one key more
+    assert escaped.count(b":") == body.count(b":")
+    [answer, *others] = fast_path(requests(body, twice, escaped)).answers
+    assert answer is not None and others == [None, None]
 
 
 def test_what_the_journal_refuses_is_left_to_the_fallback_route(

@@ -281,8 +281,9 @@ function drawError() {
   const { body, fault } = said.error;
   if (fault) return $("error").replaceChildren(note(fault, true));
   if (!body.versions.length) return $("error").replaceChildren(note("No price really paid was reported yet (POST /feedback)."));
-  const columns = [["version", ""], ["model", "spare"], ["sales", "number"], ["MAE", "number"], ["RMSE", "number"], ["bias", "number"], ["inside", "number"]];
-  const rows = body.versions.map((v) => [v.model_version, v.model, number(v.n), number(v.mae, 3), number(v.rmse, 3), number(v.bias, 3), v.within === null ? "–" : `${number(v.within * 100, 3)} %`]);
+  const columns = [["version", ""], ["model", "spare"], ["sales", "number"], ["MAE", "number"], ["RMSE", "number"], ["bias", "number"], ["inside", "number"], ["by quarter, cheap to dear", "number"]];
+  const share = (x) => (x === null ? "–" : number(x * 100, 3));
+  const rows = body.versions.map((v) => [v.model_version, v.model, number(v.n), number(v.mae, 3), number(v.rmse, 3), number(v.bias, 3), v.within === null ? "–" : `${share(v.within)} %`, v.quarters.map((q) => share(q.within)).join(" · ")]);
   $("error").replaceChildren(table(columns, rows));
 }
 
@@ -299,10 +300,13 @@ function drawRecent() {
     more.addEventListener("toggle", () => (more.open ? open.add(p.id) : open.delete(p.id)));
     const named = node("span", { class: "id" }, p.request_id);
     const at = new Date(p.time);
-    const priced = node("button", { class: "link", title: "Why?" }, number(p.price));
+    const end = p.capped ? " or more" : "";
+    const priced = node("button", { class: "link", title: "Why?" }, number(p.price), p.high === null || p.price >= p.high ? end : "");
+    const odd = [p.clipped ? "price clipped" : null, p.outside.length ? `unlike the training: ${p.outside.join(", ")}` : null];
+    const limits = odd.filter(Boolean).map((text) => node("span", { class: "pill warn" }, text));
     priced.addEventListener("click", () => askWhy(p));
-    return [node("span", {}, node("span", { class: "spare" }, `${day(at)} `), clock(at, true)), priced, p.low === null ? "–" : `${number(p.low)} to ${number(p.high)}`,
-      p.actual === null ? "–" : number(p.actual), number(p.latency_ms, 3), p.model_version, p.route, node("div", {}, more, named)];
+    return [node("span", {}, node("span", { class: "spare" }, `${day(at)} `), clock(at, true)), priced, p.low === null ? "–" : `${number(p.low)} to ${number(p.high)}${end}`,
+      p.actual === null ? "–" : number(p.actual), number(p.latency_ms, 3), p.model_version, p.route, node("div", {}, more, ...limits, named)];
   });
   $("recent").replaceChildren(table(columns, rows));
 }
@@ -414,6 +418,8 @@ function drawTiles() {
     const m = metrics.body;
     tile("Latency, 95 % below", number(m.latency_ms.p95, 3), "ms");
     tile("Refused or failed", number(m.requests.errors), `of ${number(m.requests.count)} requests`);
+    tile("Houses unlike the training", number(m.predictions.outside), `of ${number(m.predictions.count)}`);
+    if (m.predictions.clipped) tile("Prices clipped", number(m.predictions.clipped));
     if (m.log) tile("Waiting in the journal", number(m.log.backlog_rows), "rows");
     tile("Running for", duration(m.uptime_s));
     $("model").textContent = m.model.name === null ? "no model yet" : `${m.model.name}, version ${m.model.version}`;
