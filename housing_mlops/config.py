@@ -307,7 +307,12 @@ class MonitoringSettings(SettingsGroup):
 
     registry_poll_s: float = Field(5, ge=0, description="How often to look for a new champion.")
     metrics_dir: Path | None = Field(None, description="Folder where workers share their counters.")
-    drift_interval_s: float = Field(60, gt=0, description="How often drift is judged.")
+    drift_interval_s: float = Field(
+        60, gt=0, description="How often drift and live error are judged, by one worker for all."
+    )
+    drift_least_s: float = Field(
+        300, ge=0, description="Time that the rows judged have to span; below it drift is unknown."
+    )
     live_error_interval_s: float = Field(
         5, gt=0, description="How often the live error is read for /metrics."
     )

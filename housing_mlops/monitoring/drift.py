@@ -6,7 +6,7 @@
 __all__ = ['Texts', 'Role', 'Key', 'MINIMUM', 'Q', 'SHOWN', 'Verdict', 'DriftError', 'as_numbers', 'as_texts', 'Observations',
            'as_samples', 'DriftReference', 'compare_columns', 'is_flagged', 'flagged_columns', 'Summary',
            'summarise_numbers', 'summarise_categories', 'summarise', 'FeatureDrift', 'describe_column', 'by_strength',
-           'DriftReport', 'check']
+           'unexplained', 'DriftReport', 'check']
 
 # %% ../../nbs/7_monitoring/02_drift.ipynb #7b3d790a
 from collections import Counter
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import HousingError
+from .combination import Combinations
 from housing_mlops.monitoring.two_sample import (
     LEVELS,
     CategorySample,
@@ -108,8 +109,16 @@ class Observations:
         arrays = (self.numbers, self.texts, self.predictions, self.residuals)
         return Observations(*map(cut, arrays))
 
+    def take(
+        self,
+        places: NDArray[np.intp],  # row numbers, oldest first
+    ) -> "Observations":
+        """These rows alone; the residuals stay as they are."""
+        prices = self.predictions[places] if len(self.predictions) else self.predictions
+        return Observations(self.numbers[places], self.texts[places], prices, self.residuals)
+
 # %% ../../nbs/7_monitoring/02_drift.ipynb #d83d33f2
-Role = Literal["feature", "prediction", "residual"]
+Role = Literal["feature", "prediction", "residual", "combination"]
 Key = tuple[str, Role]
 
 
@@ -140,13 +149,26 @@ class DriftReference(Observations):
     def keys(self) -> tuple[Key, ...]:
         """Name and role of everything that is compared, features first."""
         features: list[Key] = [(name, "feature") for name in self.columns]
-        return (*features, ("prediction", "prediction"), ("residual", "residual"))
+        more: list[Key] = [(r, r) for r in ("prediction", "residual", "combination")]
+        return (*features, *more)
+
+    @cached_property
+    def combinations(self) -> Combinations:
+        """The houses in groups of like ones."""
+        return Combinations(self.numbers, self.texts)
 
     @cached_property
     def samples(self) -> list[Sample]:
         """The columns, prepared for comparison, in the order of `keys`."""
-        whole = as_samples(self)
+        whole = self.samples_of(self)
         return [s.counts if isinstance(s, NumericSample) and s.is_flag else s for s in whole]
+
+    def samples_of(
+        self,
+        window: Observations,  # with the same columns
+    ) -> list[Sample]:
+        """The columns of a window in the order of `keys`, its houses counted by this one's groups."""
+        return [*as_samples(window), self.combinations.count(window.numbers, window.texts)]
 
 # %% ../../nbs/7_monitoring/02_drift.ipynb #7248fffc
 MINIMUM = 100  # rows below which nothing is judged
@@ -156,6 +178,7 @@ Q = 0.01  # the false discovery rate of one check
 def compare_columns(
     reference: DriftReference,  # the training columns
     window: Observations,  # the rows to compare with them
+    effects: Floats | None = None,  # design effect of each of `keys`; None for independent rows
 ) -> tuple[list[Evidence], list[float | None]]:
     """The evidence on each of the reference's `keys`, and the corrected p-values."""
     width = window.numbers.shape[1], window.texts.shape[1]
@@ -165,14 +188,14 @@ def compare_columns(
             f"{reference.numbers.shape[1]} and {reference.texts.shape[1]}."
         )
     evidence = []
-    for (_, role), old, new in zip(
-        reference.keys, reference.samples, as_samples(window), strict=True
-    ):
+    by_key = np.ones(len(reference.keys)) if effects is None else effects
+    sides = reference.samples, reference.samples_of(window)
+    for (_, role), old, new, effect in zip(reference.keys, *sides, by_key.tolist(), strict=True):
         rows = len(window.residuals) if role == "residual" else len(window)
         if rows < MINIMUM:
             evidence.append(Evidence(note=f"{rows} rows; at least {MINIMUM} are needed"))
         else:
-            evidence.append(compare(old, new))
+            evidence.append(compare(old, new, effect))
     return evidence, benjamini_hochberg([e.p for e in evidence])
 
 # %% ../../nbs/7_monitoring/02_drift.ipynb #6b3888fa
@@ -188,9 +211,10 @@ def flagged_columns(
     reference: DriftReference,  # the training columns
     window: Observations,  # the rows to compare with them
     q: float = Q,  # false discovery rate
+    effects: Floats | None = None,  # design effect of each of `keys`; None for independent rows
 ) -> set[Key]:
     """The keys of the columns that speak for an alarm; raises `DriftError` when columns differ."""
-    _, corrected = compare_columns(reference, window)
+    _, corrected = compare_columns(reference, window, effects)
     return {key for key, p in zip(reference.keys, corrected, strict=True) if is_flagged(p, q)}
 
 # %% ../../nbs/7_monitoring/02_drift.ipynb #4d7aef51
@@ -292,7 +316,7 @@ def describe_column(
         p=evidence.p,
         p_corrected=corrected,
         statistic=evidence.statistic,
-        effect=effect_size(old, new),
+        effect=effect_size(old, new) if evidence.p is not None else None,
         note=evidence.note,
         reference=summarise(old, old),
         window=summarise(new, old),
@@ -306,6 +330,14 @@ def by_strength(
     return sorted(features, key=lambda f: (1.0 if f.p is None else f.p, -(f.effect or 0.0)))
 
 
+def unexplained(
+    features: Iterable[FeatureDrift],  # that are named
+) -> list[FeatureDrift]:
+    """The same by strength; the combination only where no column explains it."""
+    ranked = by_strength(features)
+    return [f for f in ranked if f.role != "combination"] or ranked
+
+
 @dataclass(frozen=True)
 class DriftReport:
     """One window against the reference, the features in the order of the columns."""
@@ -317,7 +349,7 @@ class DriftReport:
     @property
     def flagged(self) -> tuple[str, ...]:
         """The names that drifted, the strongest evidence first."""
-        return tuple(f.name for f in by_strength(f for f in self.features if f.flagged))
+        return tuple(f.name for f in unexplained(f for f in self.features if f.flagged))
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
@@ -328,10 +360,11 @@ def check(
     reference: DriftReference,  # the training columns
     window: Observations,  # the rows to compare with them
     q: float = Q,  # false discovery rate
+    effects: Floats | None = None,  # design effect of each of `keys`; None for independent rows
 ) -> DriftReport:
     """The comparison of one window, column by column; raises `DriftError` when columns differ."""
-    evidence, corrected = compare_columns(reference, window)
-    sides = reference.samples, as_samples(window)
+    evidence, corrected = compare_columns(reference, window, effects)
+    sides = reference.samples, reference.samples_of(window)
     columns = zip(reference.keys, evidence, corrected, *sides, strict=True)
     features = tuple(describe_column(*column, q) for column in columns)
     found = {"drift" if f.flagged else f.verdict for f in features}

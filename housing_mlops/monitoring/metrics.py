@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIMITS', 'Numbers', 'model_age', 'requests_as_json', 'latency_as_json', 'predictions_as_json', 'model_as_json',
            'drift_as_json', 'as_json', 'latency_family', 'counter_family', 'gauge_family', 'state_family',
-           'request_metrics', 'model_metrics', 'log_metrics', 'drift_metrics', 'live_error_metrics',
+           'request_metrics', 'model_metrics', 'log_metrics', 'drift_metrics', 'error_metrics', 'live_error_metrics',
            'retraining_metrics', 'NumbersCollector', 'exposition']
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #ee2c58f8
@@ -29,6 +29,7 @@ from .counters import BOUNDS, Counters, Histogram, Prices
 from .drift import Verdict
 from .health import State
 from .judgement import Judgement
+from .live_error import ErrorJudgement
 from ..prediction_log.log import LogState
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #f5f575cb
@@ -43,6 +44,7 @@ class Numbers:
     live: tuple[Mapping[str, Any], ...] = ()  # live error, a mapping a model version
     health: State = "healthy"
     loop: tuple[str, int] = ("", 0)  # newest decision about training, and how many failed in a row
+    error: ErrorJudgement | None = None  # of the model in use, against its promise
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #3898b15c
 def model_age(
@@ -117,7 +119,9 @@ def drift_as_json(
     effects = [
         {"feature": f.name, "role": f.role, "effect": f.effect} for f in drift.report.features
     ]
-    return {"verdict": drift.verdict, "features": list(drift.features), "effects": effects}
+    about = {"effective": round(drift.effective, 1), "reason": drift.reason, "since": drift.since}
+    named = {"verdict": drift.verdict, "features": list(drift.features)}
+    return {**named, **about, "effects": effects}
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #12415818
 def as_json(
@@ -276,6 +280,19 @@ def drift_metrics(
         ["feature", "role"],
         [([f.name, f.role], f.effect) for f in drift.report.features],
     )
+    text = "Independent rows that the houses judged are worth."
+    yield gauge_family("housing_drift_effective_rows", text, [], [([], drift.effective)])
+    text, since = "When the verdict was reached first, in seconds since 1970.", drift.since
+    yield gauge_family("housing_drift_since_seconds", text, [], [([], since)])
+
+
+def error_metrics(
+    error: ErrorJudgement,  # the last one
+) -> Iterator[Metric]:
+    """Whether the model in use keeps its promise."""
+    verdicts = ("ok", "worse", "unknown")
+    text = "1 for the present verdict on the live error."
+    yield state_family("housing_live_error_verdict", text, "verdict", verdicts, error.verdict)
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #574587c4
 def live_error_metrics(
@@ -346,6 +363,8 @@ class NumbersCollector(Collector):
             yield from log_metrics(n.log)
         if n.drift:
             yield from drift_metrics(n.drift)
+        if n.error:
+            yield from error_metrics(n.error)
         yield from live_error_metrics(n.live)
         yield from retraining_metrics(*n.loop)
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..config import HousingError, Settings
 from ..model.bundle import Reference
 from ..model.inference import Model
-from ..monitoring.judgement import WINDOWS, as_observations, drift_reference, judge
+from ..monitoring.judgement import READ, WINDOWS, judge_window
 from . import notebooks
 from housing_mlops.prediction_log.decisions import (
     end_decision,
@@ -255,11 +255,11 @@ def live_alarm(
 def drifted(
     engine: sa.Engine,  # of the log
     model: Model,  # the champion
-    rows: int = 2_000,  # most rows to look at, the newest
+    rows: int = READ,  # most rows to look at, the newest
 ) -> tuple[str, ...]:
     """What the agreed alarm names."""
     window = read_window(engine, model.dataset, rows, version=model.version)
-    return judge(drift_reference(model.dataset, model.reference), as_observations(window)).features
+    return judge_window(window, model).features
 
 # %% ../../nbs/9_operations/04_retraining.ipynb #0ef1ad72
 ASK = 20  # houses to ask a price for, at most

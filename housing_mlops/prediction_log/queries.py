@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['chosen', 'sold', 'LoggedPrediction', 'Page', 'parse_cursor', 'read_page', 'share_inside', 'error_figures',
-           'newest_sales', 'LiveError', 'live_error', 'QuarterInside', 'inside_by_quarter', 'number', 'columns',
-           'Window', 'read_window', 'read_prices', 'slice_minutes', 'by_slice', 'Slice', 'slice_of',
-           'traffic_over_time', 'Sale', 'read_sales']
+           'newest_sales', 'LiveError', 'live_error', 'SaleErrors', 'read_errors', 'QuarterInside', 'inside_by_quarter',
+           'number', 'columns', 'Window', 'read_window', 'read_prices', 'slice_minutes', 'by_slice', 'Slice',
+           'slice_of', 'traffic_over_time', 'Sale', 'read_sales']
 
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #c27b70aa
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -192,6 +192,32 @@ def live_error(
     rows = sorted(rows, key=lambda r: -r[7])
     return [LiveError(r[0], r[1], r[2], r[3], math.sqrt(r[4]), r[5], r[6]) for r in rows]
 
+# %% ../../nbs/6_prediction_log/11_queries.ipynb #89940761
+class SaleErrors(NamedTuple):
+    """The newest sales of a version, the oldest of them first."""
+
+    errors: NDArray[np.float64]  # price given minus price paid
+    outside: NDArray[np.float64]  # 1 outside the interval, 0 inside; NaN where there was none
+    times: NDArray[np.float64]  # of the sale, in seconds since 1970
+
+
+def read_errors(
+    engine: sa.Engine,  # of a migrated database
+    model: str,  # name of a model
+    version: str,  # and its version
+    n: int = 5_000,  # most
+) -> SaleErrors:
+    """The newest sales by the time of the sale; raises `LogUnavailable`."""
+    f = feedback.c
+    query = sa.select(f.predicted, f.price, f.low, f.high, f.time_us)
+    query = query.where(f.model == model, *sold(version))
+    with reach(engine) as connection:
+        newest = query.order_by(f.time_us.desc(), f.prediction_id.desc()).limit(n)
+        rows = connection.execute(newest).all()[::-1]
+    given, paid, low, high, at = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    outside = np.where((paid < low) | (paid > high), 1.0, 0.0)
+    return SaleErrors(given - paid, np.where(np.isnan(low + high), np.nan, outside), at / 1e6)
+
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #cab7f7de
 class QuarterInside(NamedTuple):
     """Of the sales in one quarter of the predicted price: how many were inside their interval."""
@@ -258,6 +284,8 @@ class Window:
     actual: NDArray[np.float64]  # the actual price; NaN where none was reported
     times: NDArray[np.datetime64]  # UTC
     versions: list[str]
+    clients: list[str] = field(default_factory=list)  # empty names where no key was needed
+    requests: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prices)
@@ -274,6 +302,7 @@ def read_window(
     p = predictions.c
     text = sa.cast(p.features, sa.Text)
     query = sa.select(text, p.price, feedback.c.price, p.time_us, p.model_version)
+    query = query.add_columns(p.client, p.request_id)
     query = query.select_from(predictions).outerjoin(feedback).where(*chosen(version, since))
     with reach(engine) as connection:
         newest = query.order_by(p.time_us.desc(), p.id.desc()).limit(n)
@@ -284,7 +313,7 @@ def read_window(
         np.array([row[1] for row in rows], dtype=np.float64),
         np.array([row[2] for row in rows], dtype=np.float64),
         np.array([row[3] for row in rows], dtype="datetime64[us]"),
-        [row[4] for row in rows],
+        *([row[i] for row in rows] for i in (4, 5, 6)),
     )
 
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #108c2722

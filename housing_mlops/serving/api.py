@@ -29,7 +29,7 @@ from .. import __version__
 from ..config import HousingError, Settings, get_settings
 from ..model.bundle import BundleError, read_info
 from ..monitoring.counters import save_counters
-from ..monitoring.judgement import judge_log
+from ..monitoring.verdicts import Verdicts, share_verdicts
 from ..prediction_log.journal import JournalError
 from housing_mlops.prediction_log.record import (
     FeedbackConflict,
@@ -89,7 +89,7 @@ async def follow(
         if model.dataset != app.state.dataset:
             install_routes(app, model.dataset)
         service.model = model
-        service.conclude(None)
+        service.verdicts = Verdicts()
         logger.info("Serving %s, version %s.", model.info.model, model.version)
     moved = await loop.run_in_executor(service.pool, service.field.load, service.model)
     if service.model is not None and (moved or model is not None):
@@ -176,14 +176,16 @@ async def repeat(
 async def judge(
     app: HousingAPI,  # the application
 ) -> None:
-    """Judge drift, if there is a model and a log to judge by."""
+    """Judge drift and live error if it is this worker's turn, and tell what was found last."""
     service, loop = app.service, asyncio.get_running_loop()
     log, model = service.log, service.model
     if log is not None and model is not None:
         with suppress(LogUnavailable):
-            found = await loop.run_in_executor(service.pool, judge_log, log, model)
+            settings = service.settings
+            design = (settings.drift_interval_s, settings.drift_least_s)
+            found = await loop.run_in_executor(service.pool, share_verdicts, log, model, *design)
             if service.model is model:  # and not another one by now
-                service.conclude(found)
+                service.verdicts = found
 
 
 async def measure(
@@ -229,7 +231,7 @@ def background(
     """The tasks that do all of it, started."""
     settings = app.service.settings
     jobs: list[tuple[float, Callable[[HousingAPI], Awaitable[object]]]] = [
-        (settings.drift_interval_s, judge),
+        (min(settings.drift_interval_s, 5.0), judge),  # looks for the others' judgement
         (settings.live_error_interval_s, measure),
         (0.5, share),
         (min(1.0, settings.deadline_s), cut_off),

@@ -7,7 +7,7 @@ __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitori
            'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'client_id', 'milliseconds', 'add_predict',
            'complaints', 'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz',
            'health', 'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv',
-           'read_rows', 'recent_predictions', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
+           'read_rows', 'recent_predictions', 'moment', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
 
 # %% ../../nbs/8_serving/06_routes.ipynb #c13716a3
 import asyncio
@@ -29,7 +29,7 @@ from ..config import Settings
 from ..model.inference import row_of
 from ..monitoring.charts import price_distribution, traffic_series
 from ..monitoring.health import overall
-from ..monitoring.judgement import judge_log
+from ..monitoring.judgement import NOT_JUDGED
 from ..monitoring.metrics import as_json, exposition
 from ..prediction_log.log import PredictionLog, take_feedback
 from ..prediction_log.record import LogUnavailable
@@ -415,21 +415,19 @@ def recent_predictions(
     return FiniteJSON({"predictions": rows, "next": cursor})
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000026
+def moment(
+    at: float | None,  # seconds since 1970
+) -> str | None:
+    """The same as ISO 8601, in UTC."""
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
 @monitoring.get("/monitoring/drift")
 def drift(service: Serve, log: Log) -> dict[str, Any]:
     """Whether the houses asked about are like those the model learnt from, column by column."""
-    model = service.ready()
-    if not service.judging.acquire(timeout=service.settings.database_timeout_s):
-        raise LogUnavailable("Drift is being judged, and the prediction log does not answer.")
-    try:
-        known, age = service.judgement, time.time() - service.judged
-        if known is None or age > service.settings.drift_interval_s:
-            known = judge_log(log, model)
-            service.conclude(known)
-        made = datetime.fromtimestamp(service.judged, UTC).isoformat(timespec="seconds")
-    finally:
-        service.judging.release()
-    return {"model_version": model.version, "judged": made, **known.as_dict()}
+    model, known = service.ready(), service.judgement or NOT_JUDGED
+    told = {"judged": moment(known.judged), "since": moment(known.since)}
+    return {"model_version": model.version, **told, **known.as_dict()}
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000029
 @monitoring.get("/monitoring/traffic")
@@ -468,7 +466,10 @@ def live_error(
             log.engine, row.model, row.model_version, min(n or 1000, 1000), cap
         )
         found.append({**row._asdict(), "quarters": [q._asdict() for q in quarters]})
-    return {"versions": found}
+    verdict = service.verdicts.error
+    since = moment(service.verdicts.error_since)
+    told = None if verdict is None else {"since": since, **verdict.as_dict()}
+    return {"versions": found, "judgement": told}
 
 # %% ../../nbs/8_serving/06_routes.ipynb #a8239902
 @monitoring.get("/monitoring/decisions")

@@ -101,8 +101,8 @@ def test_an_empty_or_constant_number_is_unknown_and_spoils_no_other(known, colum
     report = check(known, window)
     broken = report.features[column]
     assert broken.verdict == "unknown" and broken.degenerate and broken.note
-    others = [v for name, v in verdicts(report).items() if name not in (broken.name, "residual")]
-    assert set(others) == {"ok"}
+    aside = (broken.name, "residual", "combination")
+    assert {v for name, v in verdicts(report).items() if name not in aside} == {"ok"}
 
 
 @pytest.mark.parametrize("value", ["", "Belem", "Narnia"])
@@ -140,20 +140,20 @@ def test_a_rarely_set_flag_that_is_not_set_is_no_news(known):
 
 
 def test_residuals_count_when_enough_actual_prices_came(known):
-    few = check(known, rows(200, 13, residuals=99)).features[-1]
+    few = check(known, rows(200, 13, residuals=99)).features[-2]
     assert few.verdict == "unknown" and "99 rows" in few.note
     window = rows(200, 13, residuals=150)
-    assert check(known, window).features[-1].verdict == "ok"
+    assert check(known, window).features[-2].verdict == "ok"
     worse = replace(window, residuals=window.residuals + 5)
     assert check(known, worse).flagged == ("residual",)
     blind = replace(known, residuals=np.empty(0))
-    assert check(blind, worse).features[-1].verdict == "unknown"
+    assert check(blind, worse).features[-2].verdict == "unknown"
 
 
 def test_without_predictions_the_features_are_still_judged(known):
     window = rows(200, 14)
     report = check(known, Observations(window.numbers, window.texts, ()))
-    assert report.features[-2].verdict == "unknown" and report.verdict == "ok"
+    assert report.features[-3].verdict == "unknown" and report.verdict == "ok"
 
 
 @pytest.mark.parametrize("count", [0, 1, 99])
@@ -174,7 +174,7 @@ def test_reports_are_json_without_nan(known):
     blank = Observations(np.full((300, 3), np.nan), np.full((300, 1), ""), np.full(300, np.nan))
     for window in (rows(0, 0), rows(150, 1), rows(400, 2, shift=-0.5, residuals=300), blank):
         payload = json.loads(json.dumps(check(known, window).as_dict(), allow_nan=False))
-        assert payload["verdict"] in ("ok", "drift", "unknown") and len(payload["features"]) == 6
+        assert payload["verdict"] in ("ok", "drift", "unknown") and len(payload["features"]) == 7
 
 
 def test_the_flags_alone_are_those_of_the_whole_check(known):

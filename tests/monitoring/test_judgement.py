@@ -8,7 +8,7 @@ from flats import join, rows
 
 from housing_mlops.data.table import load_table
 from housing_mlops.monitoring.drift import DriftError, DriftReference, Observations
-from housing_mlops.monitoring.judgement import as_observations, judge
+from housing_mlops.monitoring.judgement import Origin, as_observations, judge
 from housing_mlops.prediction_log.queries import Window
 from housing_mlops.schema import load_dataset
 
@@ -60,7 +60,7 @@ def test_a_judgement_is_json_without_nan(known):
         payload = json.loads(json.dumps(judge(known, window).as_dict(), allow_nan=False))
         assert payload["verdict"] in ("ok", "drift", "unknown")
         assert set(payload["degenerate"]) <= set(payload["features"])
-        assert len(payload["report"]["features"]) == 6
+        assert len(payload["report"]["features"]) == 7
 
 
 def test_the_table_itself_is_quiet_until_its_rooms_fall():
@@ -97,3 +97,41 @@ def test_the_rows_of_the_log_become_observations():
 def test_no_rows_at_all_are_unknown(known):
     nobody = Observations(np.empty((0, 3)), np.empty((0, 1), dtype=np.str_), ())
     assert judge(known, nobody).verdict == "unknown"
+
+
+def test_one_flat_asked_for_again_and_again_is_one_flat(known):
+    quiet, moved = rows(400, 18), rows(3, 19, shift=-3)
+    polled = moved.take(np.arange(300) % 3)
+    assert judge(known, join(quiet, polled)).verdict == "ok"
+    alone = judge(known, polled)
+    assert alone.verdict == "unknown" and alone.reason == "3 different houses in 300 rows"
+    assert (alone.asked, alone.houses, alone.needs) == (300, 3, "97 more different houses")
+
+
+def test_neighbours_count_for_what_they_are_worth(known):
+    sizes = np.sort(rows(500, 5).numbers[:, 0])  # a street has flats of one size
+    street = rows(500, 6)
+    begin = np.random.default_rng(1).integers(0, 475, 20)
+    street.numbers[:, 0] = sizes[(begin[:, None] + np.arange(25)).ravel()]
+    found = judge(known, street)
+    assert found.effective < 250 and found.verdict != "drift"
+
+
+def test_one_client_alone_is_not_the_traffic(known):
+    moved = rows(400, 19, shift=-0.8)
+    alone = judge(known, moved, origin=Origin(clients=["agent"] * 400))
+    assert (alone.verdict, alone.reason) == ("unknown", "one client") and "area" in alone.suspects
+    assert alone.features == () and alone.needs == "requests of another client"
+    two = judge(known, moved, origin=Origin(clients=["agent", "portal"] * 200))
+    assert two.verdict == "drift" and two.p < 0.001 and two.needs == ""
+    without_keys = judge(known, moved, origin=Origin(clients=[""] * 400))
+    assert without_keys.verdict == "drift"
+
+
+def test_a_minute_of_rows_is_one_event(known):
+    moved = rows(400, 19, shift=-0.8)
+    quick = judge(known, moved, origin=Origin(times=np.linspace(0, 60, 400)), least_s=600)
+    assert quick.verdict == "unknown" and quick.reason == "all within 60 s"
+    assert quick.needs == "540 s more of traffic" and "area" in quick.suspects
+    slow = judge(known, moved, origin=Origin(times=np.linspace(0, 700, 400)), least_s=600)
+    assert slow.verdict == "drift"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flats import DISTRICTS, reference
 
+from housing_mlops.data.table import load_table
 from housing_mlops.monitoring.drift import DriftError, DriftReference
 from housing_mlops.monitoring.judgement import WINDOWS, judge
 from housing_mlops.monitoring.simulation import (
@@ -20,6 +21,15 @@ from housing_mlops.monitoring.simulation import (
     simulate_all,
     simulation_table,
 )
+from housing_mlops.schema import load_dataset
+
+
+def houses() -> DriftReference:
+    """The embedded table, in the order of its towns."""
+    table = load_table(load_dataset("boston"))
+    rows, prices = table.features.to_numpy(dtype=float), table.prices.to_numpy()
+    return DriftReference(rows, np.empty((506, 0)), prices, columns=table.features.columns)
+
 
 # Simulation and production
 
@@ -31,7 +41,7 @@ def test_the_simulation_raises_the_alarm_when_production_does(known, seed, windo
     old, places = draw_reference(known, "resampled", rng)
     stream = draw_stream(known, places, 1100, rng)
     stream = shift_stream(stream, known, "area", -0.35, 400, rng)
-    stream.numbers[850:, 1] = 1990  # a column that breaks
+    stream.numbers[700:, 1] = 1990  # a column that breaks
     ends = range(STEP, len(stream) + 1, STEP)
     judged = {end: judge(old, stream.newest(end, skip=len(stream) - end), windows) for end in ends}
     for past in range(0, 1100, 150):
@@ -51,9 +61,10 @@ def test_the_simulation_raises_the_alarm_when_production_does(known, seed, windo
 def test_a_simulation_is_quiet_without_drift_and_finds_it_with(known):
     quiet = simulate(known, rows=1000, runs=10, progress=False)
     assert quiet.share() <= 0.1
-    moved = simulate(known, rows=500, runs=10, shift=-0.5, feature="area", progress=False)
+    many = reference(2000)  # hardly a flat comes twice within a window
+    moved = simulate(many, rows=500, runs=10, shift=-0.5, feature="area", progress=False)
     assert moved.share() >= 0.9 and moved.median is not None and moved.median <= 250
-    again = simulate(known, rows=500, runs=10, shift=-0.5, feature="area", progress=False)
+    again = simulate(many, rows=500, runs=10, shift=-0.5, feature="area", progress=False)
     assert again == moved
 
 
@@ -123,3 +134,30 @@ def test_a_table_of_categories_alone_is_simulated():
     rng = np.random.default_rng(0)
     texts = DriftReference(np.empty((300, 0)), rng.choice(DISTRICTS, (300, 1)), (), columns=("d",))
     assert simulate(texts, rows=200, runs=2, progress=False).runs == 2
+
+
+# Traffic as it is
+
+
+@pytest.mark.parametrize("stream", ["repeated-5", "batches-25", "poller-20", "burst-100"])
+def test_quiet_traffic_that_depends_on_itself_raises_nothing(stream):
+    by_town = houses()
+    before = simulate(by_town, 600, 4, stream=stream, plain=True, progress=False)
+    after = simulate(by_town, 600, 4, stream=stream, progress=False)
+    assert after.share() == 0 < before.share()
+
+
+@pytest.mark.parametrize("change", ["town-gone", "unit-slip", "correlation-gone"])
+def test_changes_that_no_distance_shows_are_found(change):
+    found = simulate(
+        houses(), 1500, 2, feature="RM", change=change, step=100, windows=(100, 200), progress=False
+    )
+    assert found.share() == 1
+
+
+def test_streams_and_changes_have_names(known):
+    with pytest.raises(DriftError, match="poller-20"):
+        simulate(known, runs=1, stream="rush hour", progress=False)
+    with pytest.raises(DriftError, match="town-gone"):
+        simulate(known, runs=1, change="weather", feature="area", progress=False)
+    assert len(draw_stream(known, np.arange(500), 77, np.random.default_rng(0), "batches-25")) == 77

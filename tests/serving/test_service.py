@@ -16,6 +16,7 @@ from processes import until
 
 from housing_mlops.config import Settings
 from housing_mlops.model.inference import Model
+from housing_mlops.monitoring import verdicts as verdicts_module
 from housing_mlops.serving import api as api_module
 from housing_mlops.serving import server
 from housing_mlops.serving.answers import Feedback
@@ -29,11 +30,11 @@ def test_a_judgement_of_a_model_that_is_gone_is_not_kept(
     app = create_app(Settings(home=home, log="off"))
     app.service.model, app.service.log = Model.open(bundles["Ridge"], "1"), Mock()
 
-    def judges(log: object, model: Model) -> Mock:
+    def judges(log: object, model: Model, *design: float) -> Mock:
         app.service.model = Model.open(bundles["Ridge"], "2")
         return Mock()
 
-    monkeypatch.setattr(api_module, "judge_log", judges)
+    monkeypatch.setattr(api_module, "share_verdicts", judges)
     asyncio.run(judge(app))
     assert app.service.judgement is None
 
@@ -67,12 +68,24 @@ def test_without_a_model_the_documentation_has_no_range(tmp_path: Path) -> None:
     assert "maximum" not in told["components"]["schemas"]["Feedback"]["properties"]["price"]
 
 
-def test_whoever_asks_for_drift_does_not_wait_for_ever(home: Path) -> None:
-    with TestClient(create_app(Settings(home=home, database_timeout_s=1))) as api:
+def test_whoever_asks_for_drift_is_told_the_last_judgement_and_sets_none_off(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[object] = []
+    monkeypatch.setattr(verdicts_module, "judge_log", lambda *_, **__: judged.append(1))
+    with TestClient(create_app(Settings(home=home, drift_interval_s=600))) as api:
         until(connected(api))
-        with api.app.service.judging:
-            answer = api.get("/monitoring/drift")
-        assert answer.status_code == 503 and "being judged" in answer.json()["detail"]
+        told = [api.get("/monitoring/drift").json() for _ in range(3)]
+    assert judged == [] and told[0]["judged"] is None
+    assert (told[0]["verdict"], told[0]["reason"]) == ("unknown", "not judged yet")
+
+
+def test_two_workers_judge_once_and_tell_the_same(home: Path) -> None:
+    settings = Settings(home=home, drift_interval_s=0.5)
+    with TestClient(create_app(settings)) as one, TestClient(create_app(settings)) as other:
+        for api in (one, other):
+            until(lambda api=api: api.app.service.judgement is not None)
+        until(lambda: one.get("/monitoring/drift").json() == other.get("/monitoring/drift").json())
 
 
 def test_without_a_log_there_is_no_live_error(home: Path) -> None:

@@ -254,8 +254,10 @@ function drawDrift() {
   const level = (f) => (body.features.includes(f.name) ? "drift" : body.suspects.includes(f.name) || f.stuck || f.verdict === "drift" ? "suspect" : f.verdict);
   const order = { drift: 0, suspect: 1, ok: 2, unknown: 2 };
   const shown = report.features.map((f) => [level(f), f]).sort((a, b) => order[a[0]] - order[b[0]]);
-  const words = { ok: "the houses asked about are like those of the training", drift: body.features.join(", "), unknown: "too few predictions to tell" };
-  $("drift-said").replaceChildren(pill(body.verdict), ` ${words[body.verdict]}; newest ${number(report.rows)} predictions of version ${body.model_version}`);
+  const words = { ok: "the houses asked about are like those of the training", drift: body.features.join(", "), unknown: body.reason || "too few predictions to tell" };
+  const worth = body.houses ? `; ${number(body.houses)} houses, worth ${number(Math.round(body.effective))}, in the newest ${number(body.asked)} predictions of version ${body.model_version}` : "";
+  const since = body.since ? `; since ${body.since.replace("T", " ").slice(0, 16)}` : "", needs = body.needs ? `; to know more: ${body.needs}` : "";
+  $("drift-said").replaceChildren(pill(body.verdict), ` ${words[body.verdict]}${worth}${since}${needs}`);
   if (!report.rows) return $("drift").replaceChildren(note("No prediction of this version yet."));
   const cards = shown.map(([state, f]) => {
     const facts = [
