@@ -6,7 +6,7 @@
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
            'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price', 'quote_house',
-           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions',
+           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions', 'simulate',
            'log_engine', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
            'show_log', 'repair_log', 'report']
 
@@ -568,7 +568,7 @@ def judge_live(
         migrate(log.engine)
     except SQLAlchemyError as error:
         raise HousingError(f"The prediction log cannot be read: {error}") from None
-    found = judge_log(log, model)
+    found = judge_log(log, model, least_s=settings.drift_least_s)
     rows = [
         {
             "column": f.name,
@@ -579,7 +579,8 @@ def judge_live(
         }
         for f in found.report.features
     ]
-    return f"{found.verdict}{': ' + ', '.join(found.features) if found.features else ''}", rows
+    told = ", ".join(found.features) or found.reason
+    return f"{found.verdict}{': ' + told if told else ''}", rows
 
 # %% ../nbs/cli.ipynb #c4554ffb
 @app.command()
@@ -764,6 +765,49 @@ def decisions(
         for d in found
     ]
     typer.echo(format_table(rows))
+
+# %% ../nbs/cli.ipynb #d2e07088
+@app.command()
+def simulate(
+    streams: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Streams and changes by name, such as poller-20 or town-gone; all of them if none; "
+            "`errors` for the live error."
+        ),
+    ] = None,
+    feature: Annotated[
+        str, typer.Option(help="The numeric feature that moves; the first one if empty.")
+    ] = "",
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each stream.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each run.")] = 2000,
+    before: Annotated[
+        bool, typer.Option("--before", help="Let each row count by itself, as it comes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the first run.")] = 0,
+) -> None:
+    """Measure the alarms: of drift on quiet and changing streams, of live error on sales."""
+    from dataclasses import asdict
+
+    from housing_mlops.monitoring.judgement import drift_reference
+    from housing_mlops.monitoring.live_error import ERRORS, simulate_errors
+    from housing_mlops.monitoring.simulation import (
+        CHANGES,
+        STREAMS,
+        simulate_streams,
+        simulation_table,
+    )
+
+    model = open_champion(read_settings())
+    reference = drift_reference(model.dataset, model.reference)
+    if streams == ["errors"]:
+        measured = [simulate_errors(reference.residuals, e, runs, before, seed) for e in ERRORS]
+        typer.echo(format_table([asdict(each) for each in measured]))
+        return
+    names = streams or [*STREAMS, *CHANGES, "half-sigma"]
+    moved = feature or next(iter(reference.columns), "")
+    found = simulate_streams(reference, moved, runs, rows, names, before, seed)
+    typer.echo(format_table(simulation_table(found)))
 
 # %% ../nbs/cli.ipynb #f0cc7af7
 log_commands = typer.Typer(

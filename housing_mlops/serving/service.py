@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -34,12 +33,14 @@ from housing_mlops.monitoring.health import (
     Check,
     check_disk,
     check_drift,
+    check_error,
     check_log,
     check_model,
     overall,
 )
 from ..monitoring.judgement import Judgement
 from ..monitoring.metrics import Numbers
+from ..monitoring.verdicts import Verdicts
 from ..prediction_log.log import PredictionLog, open_log
 from ..prediction_log.record import Record, encode_record, new_id
 from ..registry.fetch import fetch_champion
@@ -204,9 +205,8 @@ class Service:
         self.model: Model | None = None
         self.log: PredictionLog | None = None
         self.counters, self.in_progress = Counters(), 0  # requests
-        self.judgement: Judgement | None = None  # of drift, for the model in use
-        self.judged = 0.0  # when it was made, in seconds since 1970
-        self.judging, self.asking = threading.Lock(), asyncio.Semaphore(16)  # of drift, of the log
+        self.verdicts = Verdicts()  # on the model in use, as the database has them
+        self.asking = asyncio.Semaphore(16)  # of the log
         self.explaining = asyncio.Semaphore(settings.explain_at_once)
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.loop: tuple[str, int] = ("", 0)  # newest decision, and trainings in a row that failed
@@ -227,12 +227,10 @@ class Service:
             raise NoModel(f"No model to price with: {self.champion.problem or 'still starting'}.")
         return self.model
 
-    def conclude(
-        self,
-        judgement: Judgement | None,  # of drift; None for a model that is new
-    ) -> None:
-        """Remember what was found last."""
-        self.judgement, self.judged = judgement, time.time()
+    @property
+    def judgement(self) -> Judgement | None:
+        """Of drift, for the model in use; None before there is one."""
+        return self.verdicts.drift
 
     async def accept(
         self,
@@ -290,6 +288,7 @@ def health_checks(
         **check_log(service.log.state if service.log else None),
         "disk": check_disk(service.settings.path(service.settings.journal_dir)),
         "drift": check_drift(service.judgement),
+        "live_error": check_error(service.verdicts.error),
         **check_trial(service.field),
     }
 
@@ -330,7 +329,9 @@ def metric_numbers(
     whole = gather(service.counters, folder, service.worker)
     health = overall(health_checks(service))
     return Numbers(
-        whole, service.model, state, service.judgement, service.live, health, service.loop
+        *(whole, service.model, state, service.judgement, service.live, health),
+        loop=service.loop,
+        error=service.verdicts.error,
     )
 
 # %% ../../nbs/8_serving/05_service.ipynb #c8fc198a
