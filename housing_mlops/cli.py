@@ -239,7 +239,7 @@ def promote(
 # %% ../nbs/cli.ipynb #5c66d59a
 @app.command("gate-errors")
 def gate_errors(
-    runs: Annotated[int, typer.Option(min=1, help="Simulated comparisons of each kind.")] = 200,
+    runs: Annotated[int, typer.Option(min=1, help="Simulated comparisons of each kind.")] = 100,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
