@@ -170,7 +170,7 @@ def measure(
     mean = {key: float(np.mean([one[key] for one in said])) for key in said[0]}
     return Rates(name, f"{extra} less noise" if extra else "equal", runs, mean)
 
-
+# %% ../../nbs/5_registry/13_error_rates.ipynb #2a7244f3
 def measure_trials(
     name: str,  # of a learner
     X: Floats,  # [rows, columns], on one scale
