@@ -151,7 +151,7 @@ def figures(
         [(float(told.mean()), *confidence_sequence(told))] if len(told) else []
     )
 
-
+# %% ../../nbs/7_monitoring/12_live_error.ipynb #3cecffe3
 def begin_of(
     at: NDArray[np.intp],  # the sales at which alarms were raised, in order
 ) -> int | None:
@@ -221,7 +221,7 @@ def first_alarms(
     first: NDArray[np.intp] = np.where(raised.any(1), raised.argmax(1) + 1, sales + 1)
     return first
 
-
+# %% ../../nbs/7_monitoring/12_live_error.ipynb #df96fb05
 def simulate_errors(
     residuals: Floats,  # of the model: actual price minus predicted
     name: str,  # one of `ERRORS`

@@ -101,7 +101,7 @@ def draw_polled(share: float) -> Drawing:
 
     return draw
 
-
+# %% ../../nbs/7_monitoring/04_simulation.ipynb #6efb16a5
 def draw_burst(
     table: DriftReference, places: Places, rows: int, rng: np.random.Generator
 ) -> Places:

@@ -140,7 +140,7 @@ class Verdicts:
     error: ErrorJudgement | None = None
     error_since: float | None = None  # when its verdict was reached first
 
-
+# %% ../../nbs/7_monitoring/13_verdicts.ipynb #3e80ee6f
 def judge_once(
     log: PredictionLog,  # what is judged, and where judgements are kept
     model: Model,  # the version

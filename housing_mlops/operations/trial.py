@@ -101,7 +101,7 @@ def act_on(
     stop_trial(settings)
     return "promoted" if verdict.word == "promote" else "stopped"
 
-
+# %% ../../nbs/9_operations/07_trial.ipynb #8fcce7f3
 def evidence_of(
     trial: Trial,
     verdict: Verdict,

@@ -60,7 +60,7 @@ class Reason:
     forced: bool = False  # whether it is against the verdict
     action: Action = "promote"
 
-
+# %% ../../nbs/5_registry/08_audit.ipynb #7e3cbfb1
 @dataclass(frozen=True)
 class Move:
     """One time another version became champion, or was refused, or was found to be it."""
@@ -349,7 +349,7 @@ def registrations(
         for entry in entries
     ]
 
-
+# %% ../../nbs/5_registry/08_audit.ipynb #061ffa07
 def read_registry(
     registry: Registry,
     name: str,  # of the model

@@ -209,7 +209,7 @@ def description(
         f"The same again:\n\n```\n{command}\n```\n"
     )
 
-
+# %% ../../nbs/4_training/06_tracking.ipynb #cec2e276
 def log_training(
     settings: Settings,  # tracking store and experiment
     table: Table,  # what was learnt from
