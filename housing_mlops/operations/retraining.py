@@ -10,6 +10,7 @@ __all__ = ['TWICE', 'COMMON', 'ASK', 'logger', 'SUMMARY', 'Train', 'Known', 'Pol
 # %% ../../nbs/9_operations/04_retraining.ipynb #5f27ec3e
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from ..config import HousingError, Settings
 from ..model.bundle import Reference
 from ..model.inference import Model
 from ..monitoring.judgement import READ, WINDOWS, judge_window
+from ..monitoring.verdicts import judge_sales
 from . import notebooks
 from housing_mlops.prediction_log.decisions import (
     end_decision,
@@ -37,7 +39,6 @@ from housing_mlops.prediction_log.decisions import (
 from housing_mlops.prediction_log.queries import (
     LoggedPrediction,
     columns,
-    live_error,
     read_page,
     read_sales,
     read_window,
@@ -100,7 +101,7 @@ class Decision:
     reason: str
     signals: tuple[str, ...] = ()
 
-
+# %% ../../nbs/9_operations/04_retraining.ipynb #3096a551
 def signals(
     policy: Policy,  # for the age
     known: Known,  # the evidence
@@ -118,7 +119,7 @@ def signals(
         found.append(f"the last training is {(known.now - newest).days} days old")
     return tuple(found)
 
-
+# %% ../../nbs/9_operations/04_retraining.ipynb #48509216
 def guard(
     policy: Policy,  # that bounds
     known: Known,  # the evidence
@@ -205,7 +206,7 @@ def _column(dataset: Dataset, houses: Sequence[dict[str, Any]], name: str) -> ND
     i, k = dataset.columns.index(name), dataset.n_numbers
     return numbers[:, i] if i < k else categories[:, i - k]
 
-
+# %% ../../nbs/9_operations/04_retraining.ipynb #33dea97f
 def _edges(known: NDArray[np.float32]) -> NDArray[np.float64]:
     finite = known[~np.isnan(known)]
     if not len(finite):
@@ -239,27 +240,25 @@ def find_region(
 def live_alarm(
     engine: sa.Engine,  # of the log
     model: Model,  # the champion
-    fewest: int,  # sales below which an error is not believed
-    ratio: float,  # of the promised error, that is too much
 ) -> str:
     """Why the champion's error on prices paid is an alarm; empty when it is none."""
-    promised = model.info.metrics.get("cv_rmse")
-    if promised is None:
+    found = judge_sales(engine, model)
+    if found is None or found.verdict != "worse":
         return ""
-    for found in live_error(engine, version=model.version, cap=model.dataset.target.cap):
-        if found.model == model.info.model and found.n >= fewest and found.rmse > ratio * promised:
-            return f"live RMSE {found.rmse:.3g} on {found.n} sales, {promised:.3g} promised"
-    return ""
+    promised = math.sqrt(found.promised.square)
+    what = f"live RMSE {found.rmse[0]:.3g} on {found.sales} sales, {promised:.3g} promised"
+    return f"{what} (alarm: {', '.join(found.measures)})"
 
 
 def drifted(
     engine: sa.Engine,  # of the log
     model: Model,  # the champion
-    rows: int = READ,  # most rows to look at, the newest
+    least_s: float,  # time that the newest predictions have to span
 ) -> tuple[str, ...]:
     """What the agreed alarm names."""
-    window = read_window(engine, model.dataset, rows, version=model.version)
-    return judge_window(window, model).features
+    window = read_window(engine, model.dataset, READ, version=model.version)
+    found = judge_window(window, model, least_s)
+    return found.features if found.verdict == "drift" else ()
 
 # %% ../../nbs/9_operations/04_retraining.ipynb #0ef1ad72
 ASK = 20  # houses to ask a price for, at most
@@ -329,12 +328,12 @@ def gather(
         for a in labelled.aside
         if a.rule in ("declaration", "wild") and (learnt is None or a.sale.reported > learnt)
     ]
-    names = drifted(engine, model)
+    names = drifted(engine, model, settings.drift_least_s)
     rows = read_page(engine, limit=2 * max(WINDOWS), version=model.version).rows if names else []
     region = find_region(model.dataset, model.reference, [row.features for row in rows], names)
     ratios = region.ratio([s.features for s in new]) if new else np.zeros(0)
     covered = int((ratios >= region.bound).sum()) if region.edges else len(new)
-    error = live_alarm(engine, model, settings.retrain_min_live, settings.retrain_error_ratio)
+    error = live_alarm(engine, model)
     found = replace(known, drift=names, error=error, new=len(new), region=covered)
     return Evidence(replace(found, refused=len(refused)), to_ask(rows, region, names))
 

@@ -13,6 +13,7 @@ import pandas as pd
 from sklearn.base import RegressorMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
+from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 
@@ -76,7 +77,8 @@ def many_steps(
     scale: bool,  # whether to standardise
 ) -> Pipeline:
     """An unfitted transformer of categories with many values: mean prices, on one scale if asked."""
-    encoder = TargetEncoder(target_type="continuous", random_state=0)
+    parts = KFold(5, shuffle=True, random_state=0)
+    encoder = TargetEncoder(target_type="continuous", cv=parts)
     return Pipeline([("encode", encoder), *([("scale", StandardScaler())] if scale else [])])
 
 

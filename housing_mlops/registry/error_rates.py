@@ -170,7 +170,7 @@ def measure(
     mean = {key: float(np.mean([one[key] for one in said])) for key in said[0]}
     return Rates(name, f"{extra} less noise" if extra else "equal", runs, mean)
 
-
+# %% ../../nbs/5_registry/13_error_rates.ipynb #2a7244f3
 def measure_trials(
     name: str,  # of a learner
     X: Floats,  # [rows, columns], on one scale
@@ -203,7 +203,7 @@ def measure_trials(
 # %% ../../nbs/5_registry/13_error_rates.ipynb #38bf150f
 def error_rates(
     table: Table,  # to draw from
-    runs: int = 200,  # of each kind
+    runs: int = 100,  # of each kind
     alpha: float = 0.05,  # the risk
     seed: int = 0,  # of all that is drawn
     progress: bool = True,  # whether to show a bar

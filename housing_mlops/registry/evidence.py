@@ -8,6 +8,7 @@ __all__ = ['ROOM', 'KEPT', 'GateError', 'differences', 'house_keys', 'never_seen
 
 # %% ../../nbs/5_registry/10_evidence.ipynb #6c143950
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +69,13 @@ def never_seen(
     reference: Reference,  # of a bundle
 ) -> NDArray[np.bool_]:
     """Which rows of `table` are houses that the bundle's model did not learn from."""
-    known = set(house_keys(reference.numbers, reference.texts))
+    known = Counter(house_keys(reference.numbers, reference.texts))
     X, n = model_input(table.dataset, table.features), table.dataset.n_numbers
-    keys = house_keys(X.iloc[:, :n].to_numpy(), X.iloc[:, n:].to_numpy().astype(np.str_))
-    return np.array([key not in known for key in keys])
+    new = []
+    for key in house_keys(X.iloc[:, :n].to_numpy(), X.iloc[:, n:].to_numpy().astype(np.str_)):
+        new.append(known[key] == 0)
+        known[key] -= not new[-1]
+    return np.array(new)
 
 # %% ../../nbs/5_registry/10_evidence.ipynb #4494f3d5
 def gate_seed(

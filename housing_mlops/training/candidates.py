@@ -8,6 +8,7 @@ __all__ = ['CANDIDATES', 'matern_kernel', 'climb', 'GaussianProcess', 'Cost', 'l
            'voting']
 
 # %% ../../nbs/4_training/01_candidates.ipynb #5aacb8be
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from sklearn.ensemble import (
     RandomForestRegressor,
     VotingRegressor,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 from sklearn.linear_model import LinearRegression, Ridge
@@ -79,9 +81,12 @@ class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc] # un
             sample = np.sort(rng.choice(len(X), self.max_rows, replace=False))
             X, y = X[sample], y[sample]
         optimizer = partial(climb, iterations=self.iterations)
-        self.process_ = GaussianProcessRegressor(
-            matern_kernel(X.shape[1]), optimizer=optimizer, normalize_y=True
-        ).fit(X, y)
+        with warnings.catch_warnings():
+            # a length scale at its upper bound is a feature that is ignored: an answer, no failure
+            warnings.filterwarnings("ignore", "(?s).*upper bound", ConvergenceWarning)
+            self.process_ = GaussianProcessRegressor(
+                matern_kernel(X.shape[1]), optimizer=optimizer, normalize_y=True
+            ).fit(X, y)
         return self
 
     def predict(

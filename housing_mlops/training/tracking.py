@@ -171,7 +171,7 @@ def training_command(
     """The command that repeats a training."""
     words = ["housing-mlops", "train"]
     for name, value in parameters.items():
-        if value not in (None, "", [], False):
+        if value is not False and value not in (None, "", []):  # a seed of 0 is a seed
             text = value if isinstance(value, str) else json.dumps(value)
             words += ["-p", name, text]
     return (f"git checkout {commit} && " if commit else "") + shlex.join(words)

@@ -15,7 +15,7 @@ from processes import ROOT
 from housing_mlops.config import Settings
 from housing_mlops.data.draft import draft, limits
 from housing_mlops.data.sources import DataError
-from housing_mlops.data.table import load_table
+from housing_mlops.data.table import Table, load_table
 from housing_mlops.operations.notebooks import report
 from housing_mlops.schema import Dataset, load_dataset
 from housing_mlops.serving.api import create_app
@@ -44,10 +44,16 @@ def homes(rows: int = 240) -> pd.DataFrame:
     )
 
 
-def drafted(folder: Path, table: pd.DataFrame) -> Dataset:
-    """The declaration that is drafted for `table`."""
+def draft_of(folder: Path, table: pd.DataFrame) -> str:
+    """What is drafted for `table`, written beside it."""
     table.to_csv(folder / "homes.csv", index=False)
     (folder / "homes.toml").write_text(draft(folder / "homes.csv", "SalePrice", "EUR"))
+    return (folder / "homes.toml").read_text()
+
+
+def drafted(folder: Path, table: pd.DataFrame) -> Dataset:
+    """The declaration that is drafted for `table`."""
+    draft_of(folder, table)
     return load_dataset(str(folder / "homes.toml"))
 
 
@@ -105,6 +111,13 @@ def test_a_category_of_ten_thousand_values_is_not_listed(tmp_path: Path) -> None
     table = pd.DataFrame({"street": street, "SalePrice": rng.integers(1, 900, rows)})
     [feature] = drafted(tmp_path, table).used
     assert feature.is_category and not feature.categories
+
+
+def test_prices_that_pile_up_at_the_top_are_a_cap(table: Table, tmp_path: Path) -> None:
+    table.frame.to_csv(tmp_path / "boston.csv", index=False)
+    drafted = draft(tmp_path / "boston.csv", "MEDV", "1000 USD")
+    assert "# 16 rows stand at 50 exactly" in drafted and "\ncap = 50\n" in drafted
+    assert "cap =" not in draft_of(tmp_path, homes())
 
 
 def test_limits_leave_room_and_keep_signs() -> None:

@@ -27,21 +27,21 @@ def home(tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def priced(home: Settings, bundles: dict[str, Path], table: Table) -> Callable[..., list[str]]:
-    """Prices houses of the table, some columns moved; gives the ids, oldest first."""
+    """Prices houses of the table until some hours ago, some columns moved; gives the ids."""
 
-    def price(rows: int, seed: int = 1, version: str = "1", **shift: float) -> list[str]:
-        model = Model.open(bundles["Ridge"], version)
+    def price(rows: int, seed: int = 1, ago_h: float = 0, **shift: float) -> list[str]:
+        model, version = Model.open(bundles["Ridge"], "1"), "1"
         houses = table.features.sample(rows, replace=True, random_state=seed)
         for column, by in shift.items():
             houses[column] += by
         quotes = model.quote(houses.to_numpy().tolist()).rows()
-        now, ids, lines = time.time_ns() // 1000, [], []
+        end, ids, lines = time.time_ns() // 1000 - int(ago_h * 3600e6), [], []
         for i, (house, (price, low, high)) in enumerate(
             zip(houses.to_dict("records"), quotes, strict=True)
         ):
             ids.append(new_id())
             text = json.dumps({k: None if v != v else v for k, v in house.items()})
-            at = now - (rows - i) * 1000
+            at = end - (rows - i) * 60_000_000  # a minute between two
             values = (ids[-1], at, "Ridge", version, price, low, high, 0.2, "/predict", "", text)
             lines.append(encode_record(Record(*values)))
         engine = connect(home.database)

@@ -34,7 +34,13 @@ from housing_mlops.registry.store import RegistryError
 from housing_mlops.serving.api import create_app
 
 NOTEBOOK = ROOT / Settings().training_notebook
-QUICK = {"models": ["LinearRegression", "Ridge"], "folds": 3, "repeats": 1, "seed": 7}
+QUICK = {
+    "models": ["LinearRegression", "Ridge"],
+    "folds": 3,
+    "repeats": 1,
+    "seed": 7,
+    "diagnose": False,
+}
 Priced = Callable[..., list[str]]
 
 
@@ -84,7 +90,7 @@ def test_quiet_houses_are_no_reason(
 def test_drift_without_a_price_asks_for_prices(
     home: Settings, engine: sa.Engine, champion: Model, priced: Priced
 ) -> None:
-    known = priced(300)
+    known = priced(300, ago_h=12)
     new = priced(400, 2, LSTAT=12.0)
     pay(engine, known[:60])
     found = look(home, engine, never)

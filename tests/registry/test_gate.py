@@ -1,6 +1,7 @@
 """The gate: what may be served, what may not, and that nobody gets round it."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ Judge = Callable[..., Decision]
 @pytest.fixture
 def local(tmp_path: Path) -> Settings:
     """A registry in a file of its own."""
-    return Settings(home=tmp_path, registry_poll_s=0)
+    return Settings(home=tmp_path, registry_poll_s=0.1)
 
 
 def part(table: Table, rows: Any, name: str = "part") -> Table:
@@ -99,7 +100,12 @@ def test_the_champion_stays_until_a_model_is_better(local: Settings, table: Tabl
         better = judged(local, table, "HistGradientBoosting")
         assert better.promoted and better.verdict is not None
         assert better.verdict.numbers["gain_recipe_low"] > 0
-        assert api.post("/predict", json=table.dataset.example).json()["model_version"] == "15"
+        late = time.monotonic() + 30
+        while (answer := api.post("/predict", json=table.dataset.example).json())[
+            "model_version"
+        ] != "15" and time.monotonic() < late:
+            time.sleep(0.1)
+    assert answer["model_version"] == "15", "and the running API answers with it"
 
 
 @pytest.fixture
@@ -208,7 +214,7 @@ def test_what_is_missing_is_told_and_nothing_is_moved(
     version = register(local, part(table, range(400)), "HistGradientBoosting")
     with pytest.raises(GateError, match="is not the one that this model learnt from"):
         challenge(version, local, progress=False)
-    with pytest.raises(RegistryError, match="no version 9"):
+    with pytest.raises(RegistryError, match="version=9"):
         challenge("9", local, table, progress=False)
     assert find_version(local, "champion") == "1"
     assert challenge(version, local, force="it is right", progress=False).promoted
@@ -241,7 +247,7 @@ def test_a_damaged_bundle_is_refused_even_by_force(local: Settings, table: Table
         path.write_text(path.read_text().replace("HistGradientBoosting", "HistGradientBoasting"))
     found = challenge(version, local, table, progress=False)
     assert not found.promoted and found.reason.startswith("not promoted: bundle: ")
-    with pytest.raises(BundleError, match="damaged"):
+    with pytest.raises(BundleError, match="not the bundle that was registered"):
         challenge(version, local, table, "whatever it takes", progress=False)
     assert find_version(local, "champion") == "1"
 

@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,32 @@ def test_a_name_may_hold_colons(model: Model) -> None:
     assert escaped.count(b":") == body.count(b":")
     [answer, *others] = fast_path(requests(body, twice, escaped)).answers
     assert answer is not None and others == [None, None]
+
+
+def test_what_is_odd_about_a_price_is_answered_kept_and_counted_alike(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = client.app.state.service
+    monkeypatch.setattr(service.model, "price", lambda tensors: np.full(1, -4.24))
+    kept: list[bytes] = []
+    append = service.log.journal.append_many
+    monkeypatch.setattr(
+        service.log.journal, "append_many", lambda lines: (kept.extend(lines), append(lines))
+    )
+    before = replace(service.counters.version(service.model.version))
+    body = json.dumps(HOUSE | {"RM": 2.0}).encode()
+    fast, fallback, taken = both(client, body, JSON)
+    assert taken and fast == fallback
+    told = fast[1]
+    assert told["prediction"] == told["interval"]["low"] == 0 < told["interval"]["high"]
+    assert (told["clipped"], told["capped"], told["in_domain"]) == (True, False, False)
+    assert told["outside"] == ["RM"]
+    usual = both(client, BODY, JSON)[0][1]
+    assert (usual["in_domain"], usual["outside"]) == (True, [])
+    after = service.counters.version(service.model.version)
+    assert after.outside - before.outside == 2 and after.clipped - before.clipped == 4
+    odd, clipped = b'{"clipped":true,"outside":["RM"]}', b'{"clipped":true}'
+    assert [line.split(b"\t")[12] for line in kept] == [odd, odd, clipped, clipped]
 
 
 def test_what_the_journal_refuses_is_left_to_the_fallback_route(

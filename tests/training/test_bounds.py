@@ -72,6 +72,7 @@ def test_a_category_of_many_values_is_one_column() -> None:
     assert X["postcode"].nunique() > MANY and width(HOMES, X) == 1 + 1 + 2 + 1
 
 
+@pytest.mark.filterwarnings("ignore:The optimal value found for dimension")  # streets say nothing
 @pytest.mark.parametrize("name", ["Ridge", "HistGradientBoosting", "GaussianProcess"])
 def test_its_graph_prices_as_the_model_does_what_nobody_has_seen_too(name: str) -> None:
     X, y = homes()
