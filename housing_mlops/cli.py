@@ -239,7 +239,7 @@ def promote(
 # %% ../nbs/cli.ipynb #5c66d59a
 @app.command("gate-errors")
 def gate_errors(
-    runs: Annotated[int, typer.Option(min=1, help="Simulated comparisons of each kind.")] = 200,
+    runs: Annotated[int, typer.Option(min=1, help="Simulated comparisons of each kind.")] = 100,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
@@ -775,7 +775,7 @@ def describe_look(
     if found.done:
         yield f"version {found.done['version']}, run {found.done['run_id']}: {found.done.get('reason')}"
 
-
+# %% ../nbs/cli.ipynb #1c42f47f
 @app.command()
 def retrain(
     value: Annotated[
@@ -819,7 +819,7 @@ def retrain(
     if found.failure:
         raise HousingError(f"The training failed, and is on record: {found.failure}")
 
-
+# %% ../nbs/cli.ipynb #7a70a1c7
 @app.command()
 def decisions(
     limit: Annotated[int, typer.Option(min=1, help="Newest looks to list.")] = 20,

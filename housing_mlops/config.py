@@ -373,10 +373,6 @@ class RetrainingSettings(SettingsGroup):
     retrain_min_region: int = Field(
         10, ge=1, description="Of these, how many must be houses of the new kind after drift."
     )
-    retrain_min_live: int = Field(30, ge=1, description="Sales before a live error is believed.")
-    retrain_error_ratio: float = Field(
-        1.25, gt=1, description="Live RMSE over the promised one that is a signal."
-    )
     retrain_max_failures: int = Field(
         3, ge=1, description="Trainings in a row that came to nothing: then a person has to look."
     )
