@@ -31,7 +31,7 @@ from housing_mlops.prediction_log.record import (
     FeedbackConflict,
     UnknownPrediction,
 )
-from ..serving.answers import Feedback, check_price, price_bounds
+from ..serving.answers import Feedback, check_price, check_time, price_bounds
 
 # %% ../../nbs/9_operations/06_feedback.ipynb #f5725850
 COLUMNS = ("prediction_id", "price", "date")
@@ -105,13 +105,15 @@ def as_report(
         day = day.isoformat()
     given = {"prediction_id": values["prediction_id"], "price": price, "time": day}
     try:
-        return Feedback.model_validate(given)
+        report = Feedback.model_validate(given)
     except ValidationError as error:
         names = {"time": "date"}
         faults = [
             (str(e["loc"][0]), e["msg"].removeprefix("Value error, ")) for e in error.errors()
         ]
         raise ValueError("; ".join(f"{names.get(n, n)}: {said}" for n, said in faults)) from None
+    check_time(report.time)
+    return report
 
 # %% ../../nbs/9_operations/06_feedback.ipynb #fd427fe4
 Way = Callable[[Feedback], str]  # what became of a report; `ValueError` for one that is refused

@@ -85,16 +85,17 @@ async def follow(
     """Take over a new champion, if there is one that can be trusted."""
     service, loop = app.service, asyncio.get_running_loop()
     model = await loop.run_in_executor(service.pool, service.champion.load)
+    serving = model or service.model
+    moved = await loop.run_in_executor(service.pool, service.field.load, serving)
     if model is not None:
         if model.dataset != app.state.dataset:
             install_routes(app, model.dataset)
         service.model = model
         service.verdicts = Verdicts()
         logger.info("Serving %s, version %s.", model.info.model, model.version)
-    moved = await loop.run_in_executor(service.pool, service.field.load, service.model)
-    if service.model is not None and (moved or model is not None):
+    if serving is not None and (moved or model is not None):
         journal = service.log.journal if service.log else None
-        fast_path = make_fast_path(service.model, service.counters, journal, service.field)
+        fast_path = make_fast_path(serving, service.counters, journal, service.field)
         app.prices.fast_path = fast_path
 
 # %% ../../nbs/8_serving/13_api.ipynb #94bfd841

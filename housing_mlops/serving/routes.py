@@ -31,6 +31,7 @@ from ..monitoring.charts import price_distribution, traffic_series
 from ..monitoring.health import overall
 from ..monitoring.judgement import NOT_JUDGED
 from ..monitoring.metrics import as_json, exposition
+from ..monitoring.verdicts import read_verdicts
 from ..prediction_log.log import PredictionLog, take_feedback
 from ..prediction_log.record import LogUnavailable
 from ..schema import Dataset, Target, dictionary
@@ -42,6 +43,7 @@ from housing_mlops.serving.answers import (
     Problem,
     Refused,
     check_price,
+    check_time,
     price_bounds,
 )
 from housing_mlops.serving.explain import (
@@ -352,7 +354,10 @@ def report_range(
     responses={
         **{status: PROBLEMS[status] for status in (400, 408, 413)},
         404: {"model": Problem, "description": "No such prediction"},
-        409: {"model": Problem, "description": "Another price was reported before"},
+        409: {
+            "model": Problem,
+            "description": "Another price was reported before, or the sale is to come",
+        },
     },
 )
 def feedback(given: Feedback, service: Serve, log: Log, own: Own, source: Source) -> dict[str, str]:
@@ -363,6 +368,10 @@ def feedback(given: Feedback, service: Serve, log: Log, own: Own, source: Source
     if own is not None and given.replace:
         raise HTTPException(403, "To correct a report takes a key with the role feedback.")
     check_price(given.price, *report_range(service))
+    try:
+        check_time(given.time)
+    except ValueError as error:
+        raise HTTPException(409, str(error)) from None
     report = (given.prediction_id, given.price, given.time, given.replace)
     state = take_feedback(log, *report, client=own, source=source)
     return {"prediction_id": given.prediction_id, "status": state}
@@ -430,7 +439,8 @@ def moment(
 @monitoring.get("/monitoring/drift")
 def drift(service: Serve, log: Log) -> dict[str, Any]:
     """Whether the houses asked about are like those the model learnt from, column by column."""
-    model, known = service.ready(), service.judgement or NOT_JUDGED
+    model = service.ready()
+    known = service.judgement or read_verdicts(log, model).drift or NOT_JUDGED
     told = {"judged": moment(known.judged), "since": moment(known.since)}
     return {"model_version": model.version, **told, **known.as_dict()}
 

@@ -91,7 +91,7 @@ class Field:
         try:
             found = fetch_trial(self.settings)
         except (RegistryError, BundleError) as error:
-            logger.warning("The trial was not looked up: %s", error)
+            logger.debug("The trial was not looked up: %s", error)  # the champion's watch tells
             return False
         if found is None or not concerns(found[0], champion) or name_of(found[0]) == self._refused:
             changed, self.trial, self.challenger = self.trial is not None, None, None

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
-from processes import ROOT
+from processes import ROOT, until
 
 from housing_mlops.config import Settings
 from housing_mlops.data.draft import draft, limits
@@ -141,6 +142,10 @@ def test_a_price_that_is_none_is_told(change: dict, message: str, tmp_path: Path
         drafted(tmp_path, homes().assign(**change))
 
 
+def drift_of(api: TestClient) -> Any:
+    return api.get("/monitoring/drift").json()
+
+
 @pytest.mark.train
 def test_a_csv_becomes_a_served_price_with_no_python(tmp_path: Path) -> None:
     table = homes()
@@ -168,7 +173,8 @@ def test_a_csv_becomes_a_served_price_with_no_python(tmp_path: Path) -> None:
     ]
     notebook = ROOT / Settings().training_notebook
     housing("train", "--notebook", str(notebook), *quick, "1")
-    settings = Settings(home=tmp_path, dataset="homes.toml")
+    often = {"drift_interval_s": 0.1, "drift_least_s": 0}
+    settings = Settings(home=tmp_path, dataset="homes.toml", **often)
     with TestClient(create_app(settings)) as api:
         declared = load_dataset("homes.toml", tmp_path)
         asked = api.get("/openapi.json").json()["components"]["schemas"]["House"]
@@ -178,8 +184,8 @@ def test_a_csv_becomes_a_served_price_with_no_python(tmp_path: Path) -> None:
         answers = api.post("/predict/batch", json=houses).json()
         assert answers["predictions"][0]["unit"] == "EUR" and answers["count"] == 240
         api.app.state.service.log.flush()
-        drift = api.get("/monitoring/drift").json()
-        assert {f["name"] for f in drift["report"]["features"]} >= set(declared.columns)
+        columns = set(declared.columns)
+        until(lambda: columns <= {f["name"] for f in drift_of(api)["report"]["features"]})
         assert api.get("/dashboard").status_code == 200
     page = report({}, settings, ROOT / settings.report_notebook)
     assert "living area" in page.read_text(encoding="utf-8")

@@ -152,7 +152,7 @@ def test_a_drift_turns_up_by_the_name_of_the_feature(serve: Callable[..., Any], 
 
 
 def test_it_fits_and_can_be_read(serve: Callable[..., Any], visit: Any) -> None:
-    server = serve()
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
     price(server, 230, seed=2, request="r" * 64)
     for width, scheme in itertools.product((320, 390, 1280), ("light", "dark")):
         seen = visit(server, viewport={"width": width, "height": 844}, color_scheme=scheme)

@@ -24,6 +24,7 @@ ADDRESSES = {
 }
 KEYS = {
     "HOUSING_API_KEYS": "5ecret-p,5ecret-q",
+    "HOUSING_API_KEY": "5ecret-c",
     "HOUSING_FEEDBACK_KEYS": "5ecret-f",
     "HOUSING_HISTORY_KEYS": "5ecret-h",
     "HOUSING_ADMIN_KEYS": "5ecret-a",
