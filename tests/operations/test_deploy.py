@@ -173,7 +173,7 @@ def ask_for_everything(api: str, metrics: str, table: Table) -> None:
     """Prices, batches, mistakes and feedback, until a scrape has seen each of them twice."""
     houses = [
         {k: None if v != v else v for k, v in row.items()}
-        for row in table.features.head(40).to_dict("records")
+        for row in table.features.sample(150, random_state=0).to_dict("records")
     ]
 
     def scrapes() -> float:
@@ -192,7 +192,7 @@ def ask_for_everything(api: str, metrics: str, table: Table) -> None:
         until(lambda before=before: scrapes() >= before + 2, what="two scrapes")
     sold = {"prediction_id": answer["prediction_id"], "price": 24.0}
     until(lambda: ask(f"{api}/feedback", sold)[0] == 200, what="the prediction in the database")
-    until(lambda: ask(f"{api}/monitoring/drift")[1]["houses"] > 30, what="a judgement of drift")
+    until(lambda: ask(f"{api}/monitoring/drift")[1]["houses"] > 140, what="a judgement of drift")
 
 
 def value(prometheus: str, query: str) -> list[Any]:
