@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
-           'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'share_of', 'tell_trial', 'challenge',
-           'trial_errors', 'move_row', 'history', 'shared_counters', 'serve', 'up', 'make_key', 'list_keys',
-           'remove_keys', 'open_champion', 'tell_price', 'quote_house', 'predict', 'judge_live', 'drift', 'feedback',
-           'labels', 'describe_look', 'retrain', 'decisions', 'simulate', 'log_engine', 'backup_log', 'restore_log',
+           'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
+           'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price', 'quote_house',
+           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions', 'simulate',
+           'log_engine', 'share_of', 'tell_trial', 'challenge', 'trial_errors', 'backup_log', 'restore_log',
            'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
@@ -267,87 +267,6 @@ def rollback(
 
     done = roll_back(read_settings(), to or None, Reason(reason, by or whoami()))
     typer.echo(f"Version {done} is the champion again.")
-
-# %% ../nbs/cli.ipynb #5e11d011
-def share_of(
-    text: str,  # as "10%" or "0.1"; empty for the shadow
-) -> float:
-    """The share of the clients; raises `HousingError`."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1) if text else 0.0
-    except ValueError:
-        raise HousingError(f"{text!r} is no share: say 10% or 0.1.") from None
-    if not 0 <= share <= 1:
-        raise HousingError(f"A share is between 0 and 100 %; this one is {share:.4g}.")
-    return share
-
-
-def tell_trial() -> str:
-    """What the sales say of the trial under way, after one look."""
-    from housing_mlops.operations.trial import look_at_trial
-    from housing_mlops.prediction_log.database import migrate
-
-    with log_engine() as engine:
-        migrate(engine)
-        look = look_at_trial(read_settings(), engine)
-    if look is None:
-        return "No trial is under way: `housing-mlops challenge VERSION` begins one."
-    trial, verdict = look.trial, look.verdict
-    side = f"answers {trial.share:.3g} of the clients" if trial.share else "prices in the shadow"
-    lines = [f"Version {trial.version} {side} beside {trial.against} since {trial.since}."]
-    rows = [
-        {
-            "price": f"{band.low:.4g} to {band.high:.4g}",
-            "houses": band.traffic,
-            "sold": band.sales,
-            "gain": band.gain,
-        }
-        for band in verdict.bands
-    ]
-    lines += [format_table(rows)] if rows else []
-    if verdict.gain is not None:
-        lines.append(f"Gain {verdict.gain:.4g} ({verdict.low:.4g} to {verdict.high:.4g}).")
-    told = f"{verdict.word}: {verdict.reason} ({verdict.sales} sales)"
-    return "\n".join([*lines, f"{told}; {look.done}." if look.done else f"{told}."])
-
-# %% ../nbs/cli.ipynb #5e11d012
-@app.command()
-def challenge(
-    version: Annotated[str, typer.Argument(help="The challenger; none: look at the trial.")] = "",
-    share: Annotated[
-        str, typer.Option(help="Clients that it answers, as 10%; none: it prices in the shadow.")
-    ] = "",
-    stop: Annotated[bool, typer.Option("--stop", help="End the trial.")] = False,
-) -> None:
-    """Try a version beside the champion on live traffic, look at how it does, or end the trial."""
-    from housing_mlops.registry.trial import start_trial, stop_trial
-
-    if stop:
-        stop_trial(read_settings())
-        typer.echo("No trial is under way.")
-    elif version:
-        trial = start_trial(version, read_settings(), share_of(share))
-        side = (
-            f"answers {trial.share:.3g} of the clients" if trial.share else "prices in the shadow"
-        )
-        typer.echo(
-            f"Version {trial.version} {side} beside {trial.against}: `housing-mlops challenge` tells."
-        )
-    else:
-        typer.echo(tell_trial())
-
-
-@app.command("trial-errors")
-def trial_errors(
-    runs: Annotated[int, typer.Option(min=1, help="Simulated trials of each world.")] = 400,
-    seed: Annotated[int, typer.Option(help="Of the simulation.")] = 0,
-) -> None:
-    """Simulate trials: how often a challenger that is no better is promoted, and how soon a better one."""
-    from dataclasses import asdict
-
-    from housing_mlops.monitoring.comparison import measure_worlds
-
-    typer.echo(format_table([asdict(row) for row in measure_worlds(runs, seed)]))
 
 # %% ../nbs/cli.ipynb #c5c10003
 def move_row(
@@ -914,6 +833,87 @@ def log_engine() -> "Iterator[sa.Engine]":
         raise HousingError(f"The prediction log cannot be used: {reason(error)}.") from None
     finally:
         engine.dispose()
+
+# %% ../nbs/cli.ipynb #5e11d011
+def share_of(
+    text: str,  # as "10%" or "0.1"; empty for the shadow
+) -> float:
+    """The share of the clients; raises `HousingError`."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1) if text else 0.0
+    except ValueError:
+        raise HousingError(f"{text!r} is no share: say 10% or 0.1.") from None
+    if not 0 <= share <= 1:
+        raise HousingError(f"A share is between 0 and 100 %; this one is {share:.4g}.")
+    return share
+
+
+def tell_trial() -> str:
+    """What the sales say of the trial under way, after one look."""
+    from housing_mlops.operations.trial import look_at_trial
+    from housing_mlops.prediction_log.database import migrate
+
+    with log_engine() as engine:
+        migrate(engine)
+        look = look_at_trial(read_settings(), engine)
+    if look is None:
+        return "No trial is under way: `housing-mlops challenge VERSION` begins one."
+    trial, verdict = look.trial, look.verdict
+    side = f"answers {trial.share:.3g} of the clients" if trial.share else "prices in the shadow"
+    lines = [f"Version {trial.version} {side} beside {trial.against} since {trial.since}."]
+    rows = [
+        {
+            "price": f"{band.low:.4g} to {band.high:.4g}",
+            "houses": band.traffic,
+            "sold": band.sales,
+            "gain": band.gain,
+        }
+        for band in verdict.bands
+    ]
+    lines += [format_table(rows)] if rows else []
+    if verdict.gain is not None:
+        lines.append(f"Gain {verdict.gain:.4g} ({verdict.low:.4g} to {verdict.high:.4g}).")
+    told = f"{verdict.word}: {verdict.reason} ({verdict.sales} sales)"
+    return "\n".join([*lines, f"{told}; {look.done}." if look.done else f"{told}."])
+
+# %% ../nbs/cli.ipynb #5e11d012
+@app.command()
+def challenge(
+    version: Annotated[str, typer.Argument(help="The challenger; none: look at the trial.")] = "",
+    share: Annotated[
+        str, typer.Option(help="Clients that it answers, as 10%; none: it prices in the shadow.")
+    ] = "",
+    stop: Annotated[bool, typer.Option("--stop", help="End the trial.")] = False,
+) -> None:
+    """Try a version beside the champion on live traffic, look at how it does, or end the trial."""
+    from housing_mlops.registry.trial import start_trial, stop_trial
+
+    if stop:
+        stop_trial(read_settings())
+        typer.echo("No trial is under way.")
+    elif version:
+        trial = start_trial(version, read_settings(), share_of(share))
+        side = (
+            f"answers {trial.share:.3g} of the clients" if trial.share else "prices in the shadow"
+        )
+        typer.echo(
+            f"Version {trial.version} {side} beside {trial.against}: `housing-mlops challenge` tells."
+        )
+    else:
+        typer.echo(tell_trial())
+
+
+@app.command("trial-errors")
+def trial_errors(
+    runs: Annotated[int, typer.Option(min=1, help="Simulated trials of each world.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of the simulation.")] = 0,
+) -> None:
+    """Simulate trials: how often a challenger that is no better is promoted, and how soon a better one."""
+    from dataclasses import asdict
+
+    from housing_mlops.monitoring.comparison import measure_worlds
+
+    typer.echo(format_table([asdict(row) for row in measure_worlds(runs, seed)]))
 
 # %% ../nbs/cli.ipynb #62bcc482
 @log_commands.command("backup")
