@@ -42,6 +42,7 @@ def claim(
 ) -> bool:
     """Whether it is this process that judges now; raises `LogUnavailable`."""
     import sqlalchemy as sa  # half of the time to start
+    from sqlalchemy.dialects import postgresql, sqlite
 
     from housing_mlops.prediction_log.database import judgements, reach
 
@@ -53,10 +54,7 @@ def claim(
         due = (of.claimed_us <= at - int(interval_s * 1e6)) | (of.claimed_us > at + 10**6)
         if connection.execute(row.where(due).values(claimed_us=at)).rowcount:
             return True
-        if engine.dialect.name == "postgresql":
-            from sqlalchemy.dialects.postgresql import insert
-        else:
-            from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+        insert: Any = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert
         first = insert(judgements).values(**key, claimed_us=at).on_conflict_do_nothing()
         return connection.execute(first).rowcount > 0
 

@@ -125,7 +125,7 @@ def start_trial(
         model = registry.model()
         if model.aliases.get("champion") != champion:
             raise RegistryError(f"Version {champion} is champion no more: try again.")
-        trial = Trial(version, champion, share, datetime.now(UTC).isoformat(timespec="seconds"))
+        trial = Trial(version, champion, share, datetime.now(UTC).isoformat())
         with suppress(RegistryError):  # one that cannot be read is replaced
             running = parse_tags(model.tags)
             if running and (running.version, running.against) == (version, champion):

@@ -184,7 +184,7 @@ def log_table(
     target = table.dataset.target.name
     numbers = [f.name for f in table.dataset.used if not f.is_category]
     frame = table.features.astype(dict.fromkeys(numbers, "float64"))
-    data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+    data = mlflow.data.from_pandas(  # type: ignore[attr-defined]  # MLflow adds it when imported
         frame.assign(**{target: table.prices.astype("float64")}),
         source=CodeDatasetSource({"origin": table.origin}),
         targets=target,
