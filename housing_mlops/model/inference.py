@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'FEW', 'Outside', 'SAMPLE', 'open_session', 'to_tensors', 'row_of', 'as_inputs', 'Quote', 'significant',
-           'Graph', 'quote_few', 'quote_many', 'Model', 'prove']
+           'Graph', 'Told', 'tell_few', 'quote_few', 'quote_many', 'Model', 'prove']
 
 # %% ../../nbs/3_model/02_inference.ipynb #41800f03
 from collections.abc import Iterator, Sequence
@@ -173,19 +173,35 @@ FEW = 16  # rows up to which a quote is made without arrays
 Outside = dict[int, tuple[str, ...]]  # the features that put a house outside, by row
 
 
+class Told(NamedTuple):
+    """What is told of one house, in the target's unit."""
+
+    values: tuple[float, ...]  # the price, and the ends of its interval if it has one
+    limits: Limits  # what has to be said beside them
+
+
+def tell_few(
+    band: Band,  # of the model
+    prices: NDArray[np.float64],  # [rows], as the graph gives them
+    outside: Outside,  # as from `Domain.outside`
+) -> list[Told]:
+    """Each of a few rows, not yet rounded."""
+    found = []
+    for i, price in enumerate(prices.tolist()):
+        values = band.of_one(price)
+        found.append(Told(values, band.limits(price, values[-1], outside.get(i, ()))))
+    return found
+
+
 def quote_few(
     band: Band,  # of the model
     prices: NDArray[np.float64],  # [rows], as the graph gives them
     outside: Outside,  # as from `Domain.outside`
 ) -> Quote:
     """The quote of a few rows."""
-    few, text = prices.tolist(), f"%.{DIGITS}g"
-    told = [[float(text % value) for value in band.of_one(price)] for price in few]
-    limits = [
-        band.limits(price, row[-1], outside.get(i, ()))
-        for i, (price, row) in enumerate(zip(few, told, strict=True))
-    ]
-    return Quote(np.array(told).T, band.coverage, limits)
+    values, limits = zip(*tell_few(band, prices, outside), strict=True)
+    rounded = [[float(f"{value:.{DIGITS}g}") for value in row] for row in values]
+    return Quote(np.array(rounded).T, band.coverage, limits)
 
 
 def quote_many(
@@ -239,6 +255,18 @@ class Model:
     ) -> Quote:
         """The prices of `rows` with their intervals."""
         return self.quote_tensors(to_tensors(self.dataset, rows))
+
+    def tell(
+        self,
+        rows: Sequence[Sequence[float | str | None]],  # [rows, columns], numbers first
+    ) -> list[Told]:
+        """The same, a row at a time, for who writes `DIGITS` digits of each number himself."""
+        tensors = to_tensors(self.dataset, rows)
+        prices, outside = self.price(tensors), self.domain.outside(tensors)
+        if len(prices) <= FEW:
+            return tell_few(self.band, prices, outside)
+        quote = quote_many(self.band, prices, outside)
+        return [*map(Told, zip(*quote.values.tolist(), strict=True), quote.limits)]
 
     def quote_tensors(
         self,

@@ -210,11 +210,10 @@ class Pricer:
         answers: list[bytes | None] = [None] * len(requests)
         if not rows:
             return Turn(answers)
-        quote = self.model.quote([*rows.values()])
-        numbers = zip(*quote.values.tolist(), strict=True)
+        told = self.model.tell([*rows.values()])
         time_us, now = time.time_ns() // 1000, time.perf_counter()
         priced, records = [], []
-        for i, values, limits in zip(rows, numbers, quote.limits, strict=True):
+        for i, (values, limits) in zip(rows, told, strict=True):
             if self.low < values[0] < self.high:
                 seconds = now - requests[i].start
                 answer, record = self.encode(requests[i], values, time_us, seconds, limits)

@@ -207,14 +207,11 @@ def test_a_price_that_is_no_number_is_left_to_the_fallback_route(
     journal = Journal(tmp_path, 1_000_000)
     fast_path = make_fast_path(model, Counters(), journal)
     assert fast_path is not None
-    quote = model.quote([list(HOUSE.values())] * 2)
-    values = quote.values.copy()
-    values[0] = [np.nan, 20]
-    monkeypatch.setattr(model, "quote", lambda rows: quote._replace(values=values))
+    monkeypatch.setattr(model, "price", lambda tensors: np.array([np.nan, 20]))
     first, second = fast_path(requests(BODY, BODY)).answers
     assert first is None and json.loads(second or b"")["prediction"] == 20
     assert journal.rows_in == 1
-    monkeypatch.setattr(model, "quote", lambda rows: quote._replace(values=values * np.nan))
+    monkeypatch.setattr(model, "price", lambda tensors: np.array([np.nan, np.inf]))
     assert fast_path(requests(BODY, BODY)).answers == [None, None]
     assert journal.rows_in == 1
 
