@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Check', 'Verdict', 'refusal', 'check_bundle', 'check_baseline', 'restrict', 'Comparisons', 'comparisons', 'told_gain',
            'check_gain', 'segments', 'check_harm', 'moved', 'check_behaviour', 'coverage_bounds', 'check_coverage',
-           'judge']
+           'told_newest', 'judge']
 
 # %% ../../nbs/5_registry/05_gate.ipynb #4c26f13b
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ def comparisons(
 ) -> Comparisons:
     """How much better the challenger is than each form of the champion."""
     recipe = before = served = None
-    old = ~found.new
+    old = ~found.new | (found.sales > 0)  # a champion before the sales knows the base table
     chances = (found.champion is not None) + (found.served is not None)
     risk = (alpha / max(chances, 1), harm_alpha)
     if found.champion is not None and not (found.same and found.before is not None):
@@ -171,7 +171,8 @@ def check_gain(
         passed = not c.recipe.worse and (c.recipe.better or on_new)
         checks.append(Check("gain over the champion", passed, told_gain(c.recipe), needed))
     if c.before:
-        name = f"gain on {c.before.rows} houses it knew"
+        by_sales = f"of the base table, by {found.sales} sales"
+        name = f"gain on {c.before.rows} houses {by_sales if found.sales else 'it knew'}"
         told = told_gain(c.before)
         checks.append(Check(name, not c.before.worse, told, "not shown to be worse"))
     if c.served:
@@ -309,8 +310,22 @@ def check_coverage(
     prices = np.tile(found.y, len(found.challenger))
     share = float(np.mean((low <= prices) & (prices <= high)))
     least, most = coverage_bounds(interval.coverage, calibrated, len(found.y))
+    most = 1.0 if found.sales else most  # made wider by sales that spread further
     told = f"{share:.1%} of {len(found.y)} prices"
     return [Check("interval", least <= share <= most, told, f"{least:.1%} to {most:.1%}")]
+
+# %% ../../nbs/5_registry/05_gate.ipynb #4156fce1
+def told_newest(
+    found: Evidence,  # of the gate
+    unit: str,  # of prices
+) -> list[Check]:
+    """What both say of the newest sales, for people; nothing where there are none."""
+    if found.newest is None:
+        return []
+    prices = found.newest.prices
+    own, its = (pooled_rmse(prices, p) for p in (found.newest.challenger, found.newest.champion))
+    told = f"RMSE {own:.4g} {unit}, the champion's {its:.4g}"
+    return [Check(f"newest {len(prices)} sales", True, told, "told; it decides nothing")]
 
 # %% ../../nbs/5_registry/05_gate.ipynb #bf9f9050
 def judge(
@@ -331,6 +346,7 @@ def judge(
         *check_harm(found, segments(model.dataset, frame), settings.gate_harm, alpha),
         *check_behaviour(model, settings.gate_in_range),
         *check_coverage(found, model),
+        *told_newest(found, model.dataset.target.unit),
     ]
     numbers = {"rmse": pooled_rmse(found.y, found.challenger), "naive_rmse": found.naive}
     for form, c in vars(compared).items():

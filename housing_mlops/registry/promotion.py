@@ -24,7 +24,13 @@ from ..model.bundle import BundleError, BundleInfo
 from ..model.inference import Model
 from .aliases import Overtaken, promote
 from .audit import Reason, refuse, whoami
-from .evidence import Evidence, GateError, differences, gather
+from housing_mlops.registry.evidence import (
+    Evidence,
+    GateError,
+    asked_about,
+    differences,
+    gather,
+)
 from .fetch import fetch_version
 from .gate import Verdict, judge, refusal
 from .store import find_version, registry_client
@@ -114,7 +120,8 @@ def compared(
         note = f"the same recipe on the same rows was judged before, as version {trial.earlier}"
     with tqdm(unit="fit", desc="gate", disable=not progress) as bar:
         evidence = gather(challenger, champion, table, settings, bar)
-    verdict = judge(evidence, challenger, table.frame, settings, trial.number, note)
+    frame = asked_about(table).frame
+    verdict = judge(evidence, challenger, frame, settings, trial.number, note)
     tags = {DIGEST_TAG: digest, TRIAL: str(trial.number)}
     return Judged(verdict, evidence, tags)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['git_commit', 'open_experiment', 'model_parameters', 'metric_points', 'log_candidate', 'OpenRun', 'user_name',
-           'fail_with_cell', 'open_run', 'training_command', 'log_table', 'description', 'log_training']
+           'fail_with_cell', 'open_run', 'Stopwatch', 'end_run', 'training_command', 'log_table', 'description',
+           'log_training']
 
 # %% ../../nbs/4_training/06_tracking.ipynb #4e368ed2
 import getpass
@@ -162,6 +163,39 @@ def open_run(
     monitor = make(run.info.run_id, sampling_interval=5)
     monitor.start()
     return OpenRun(run.info.run_id, experiment, monitor)
+
+# %% ../../nbs/4_training/06_tracking.ipynb #0b219c8d
+class Stopwatch:
+    """The seconds of each stage of some work, in their order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(
+        self,
+        stage: str,  # that ends now
+    ) -> None:
+        """Count what has passed since the last one."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self._since = now
+
+    def table(self) -> pd.DataFrame:
+        """A row a stage: its seconds and its share of all."""
+        seconds = pd.Series(self.seconds, name="seconds").rename_axis("stage")
+        return pd.DataFrame({"seconds": seconds, "share": seconds / max(seconds.sum(), 1e-9)})
+
+
+def end_run(
+    run_id: str,  # of the training
+    watch: Stopwatch,  # of its stages
+) -> None:
+    """End the run now, with the seconds of its stages."""
+    client, now_ms = mlflow.MlflowClient(), int(time.time() * 1000)
+    points = [Metric(f"seconds_{k}", v, now_ms, 0) for k, v in watch.seconds.items()]
+    client.log_batch(run_id, points)
+    client.set_terminated(run_id)
 
 # %% ../../nbs/4_training/06_tracking.ipynb #c5a3d005
 def training_command(
