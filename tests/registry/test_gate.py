@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 from housing_mlops.cli import app
@@ -79,7 +80,8 @@ def register(
         "interval": interval(result, y),
         **(claim or {}),
     }
-    model = CANDIDATES[name].build(table.dataset, seed).fit(X, y)
+    with threadpool_limits(1):
+        model = CANDIDATES[name].build(table.dataset, seed).fit(X, y)
     folder = settings.path("runs") / name
     export_bundle(folder, model, table, residuals(result, y), about)
     with mlflow.start_run(experiment_id=open_experiment(settings)) as run:
