@@ -235,6 +235,16 @@ class Newest:
     challenger: Floats  # by its recipe, from what was sold before
     champion: Floats  # as it is served
 
+    @property
+    def rmse(self) -> float:
+        """Of the challenger."""
+        return pooled_rmse(self.prices, self.challenger)
+
+    @property
+    def champion_rmse(self) -> float:
+        """Of the champion."""
+        return pooled_rmse(self.prices, self.champion)
+
 
 def ask_newest(
     challenger: Model,  # whose seed is used

@@ -107,7 +107,7 @@ def check_baseline(
     """Whether the model is better than the mean and the median."""
     rmse = pooled_rmse(found.y, found.challenger)
     saved = 1 - rmse / found.naive if found.naive else 0.0
-    told = f"RMSE {rmse:.4g} {unit}, {saved:.0%} below the naive {found.naive:.4g}"
+    told = f"RMSE {rmse:.4g} ({unit}), {saved:.0%} below the naive {found.naive:.4g}"
     return Check("baseline", saved >= margin, told, f"{margin:.0%} below")
 
 # %% ../../nbs/5_registry/05_gate.ipynb #1a6a4ff7
@@ -322,10 +322,9 @@ def told_newest(
     """What both say of the newest sales, for people; nothing where there are none."""
     if found.newest is None:
         return []
-    prices = found.newest.prices
-    own, its = (pooled_rmse(prices, p) for p in (found.newest.challenger, found.newest.champion))
-    told = f"RMSE {own:.4g} {unit}, the champion's {its:.4g}"
-    return [Check(f"newest {len(prices)} sales", True, told, "told; it decides nothing")]
+    told = f"RMSE {found.newest.rmse:.4g} ({unit}), the champion's {found.newest.champion_rmse:.4g}"
+    name = f"newest {len(found.newest.prices)} sales"
+    return [Check(name, True, told, "told; it decides nothing")]
 
 # %% ../../nbs/5_registry/05_gate.ipynb #bf9f9050
 def judge(
@@ -349,6 +348,12 @@ def judge(
         *told_newest(found, model.dataset.target.unit),
     ]
     numbers = {"rmse": pooled_rmse(found.y, found.challenger), "naive_rmse": found.naive}
+    if found.newest is not None:
+        rmse = {
+            "newest_rmse": found.newest.rmse,
+            "newest_champion_rmse": found.newest.champion_rmse,
+        }
+        numbers |= rmse
     for form, c in vars(compared).items():
         if c is not None:
             ends = {f"gain_{form}_low": c.low, f"gain_{form}_high": c.high}

@@ -228,6 +228,7 @@ def sales_to_learn_from(
     settings: Settings,  # where the log and the champion's cache are
     since: str = "",  # only houses sold from then on; empty for all
     champion: Model | None = None,  # by which wild prices are known
+    until: datetime | None = None,  # only sales reported until then; None: all
 ) -> Labelled:
     """The labelled table of the prediction log; raises `DataError` and `LogUnavailable`."""
     from housing_mlops.prediction_log.database import connect, migrate
@@ -239,7 +240,8 @@ def sales_to_learn_from(
         sales = read_sales(engine, sale_day(since))
     finally:
         engine.dispose()
-    return label(dataset, sales, settings, champion)
+    known = [sale for sale in sales if until is None or sale.reported <= until]
+    return label(dataset, known, settings, champion)
 
 # %% ../../nbs/4_training/09_labelled.ipynb #807f5009
 def thin(
