@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import Metric, Param
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-import housing_mlops
 from ..config import Settings
 from ..data.table import Table
 from ..schema import Dataset
@@ -37,7 +37,7 @@ from .cross_validation import ERRORS, CrossValidation, TrainingError
 from .selection import cv_error, leaderboard
 
 # %% ../../nbs/4_training/06_tracking.ipynb #9976f103
-PACKAGE = Path(housing_mlops.__file__).parent
+PACKAGE = Path(str(files("housing_mlops")))
 
 
 def git_says(
