@@ -358,7 +358,7 @@ def stand_in(
         about["problem"] = " ".join(str(error).split()) or type(error).__name__
     return about
 
-
+# %% ../../nbs/5_registry/10_evidence.ipynb #ca2cd477
 def repeated(
     challenger: Model,  # the new version
     champion: Model,  # the one that is served
