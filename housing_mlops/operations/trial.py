@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAP', 'TRIAL_ACTS', 'pricer', 'cap_of', 'weigh_up', 'Standing', 'rmse_of', 'compare_versions', 'evidence_of',
            'carry_out', 'settle', 'TrialLook', 'carries_out', 'trial_under_way', 'look_at_trial', 'begin_trial',
-           'end_trial']
+           'end_trial', 'waiting_version', 'try_out']
 
 # %% ../../nbs/9_operations/07_trial.ipynb #9d551ae8
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import HousingError, Settings
+from ..model.bundle import BundleError
 from ..model.inference import Model, as_inputs
 from ..monitoring.comparison import Verdict, capped_gain, in_bands, judge
 from ..prediction_log.database import to_us
@@ -39,7 +40,7 @@ from ..registry.audit import Reason
 from ..registry.client import open_registry
 from ..registry.fetch import fetch_version
 from ..registry.store import RegistryError
-from ..registry.trial import Trial, parse_tags, start_trial, stop_trial
+from ..registry.trial import TAG, Trial, parse_tags, start_trial, stop_trial
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -307,3 +308,33 @@ def end_trial(
     if trial is not None:
         record_decision(engine, "trial: end", why, evidence_of(trial))
     return trial
+
+# %% ../../nbs/9_operations/07_trial.ipynb #207ba139
+def waiting_version(
+    engine: "sa.Engine",  # of the log, migrated
+) -> str | None:
+    """The version trained last, if the gate let it through and it was not tried yet; raises `LogUnavailable`."""
+    newest = read_decisions(engine, 1, trainings=True)
+    if not newest or newest[0].state != "done" or newest[0].promoted is not None:
+        return None
+    begun = read_decisions(engine, 1000, acts=["trial: begin"])
+    tried = {one.evidence["trial"]["version"] for one in begun}
+    return newest[0].version if newest[0].version not in tried else None
+
+
+def try_out(
+    settings: Settings,  # registry, cache folder, and whether there is to be a trial
+    engine: "sa.Engine",  # of the log, migrated
+) -> Trial | None:
+    """The trial that is begun, if there is one to begin; what keeps it from beginning is on record."""
+    version = waiting_version(engine) if settings.autopromote == "trial" else None
+    if version is None:
+        return None
+    try:
+        model = open_registry(settings).model()
+        if TAG in model.tags or model.aliases.get("champion") in (None, version):
+            return None
+        return begin_trial(version, settings, engine, settings.trial_share)
+    except (RegistryError, BundleError) as error:
+        record_decision(engine, "trial: failed", str(error), {})
+        return None

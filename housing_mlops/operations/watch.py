@@ -21,6 +21,7 @@ from housing_mlops.operations.trial import (
     evidence_of,
     look_at_trial,
     settle,
+    try_out,
 )
 from ..prediction_log.database import to_us
 from ..prediction_log.decisions import read_decisions, record_decision
@@ -158,6 +159,8 @@ def look_at_field(
         act = f"trial: {found.verdict.word}" if found else ""
         return tell_standing(act, found.standing, found.done) if found else ""
 
+    if not tell:
+        try_out(settings, engine)
     for name, look in (("watch", watch), ("trial", trial)):
         try:
             line = look()
