@@ -455,7 +455,8 @@ function drawDecisions() {
   if (fault) return $("decisions").replaceChildren(note(fault, true));
   if (!body.decisions.length) return $("decisions").replaceChildren(note("Nobody has looked yet (housing-mlops retrain)."));
   const columns = [["time", ""], ["decision", ""], ["reason", ""], ["outcome", "spare"], ["version", ""], ["verdict", "spare"]];
-  const rows = body.decisions.map((d) => {
+  const steps = body.decisions.filter((d) => !d.act.endsWith("go on")); // those are the points of the charts above
+  const rows = steps.slice(0, 10).map((d) => {
     const at = new Date(d.time);
     const training = d.state !== "done" ? d.state : d.promoted === null ? "waits" : d.promoted ? "promoted" : "not promoted";
     const came = d.act === "train" ? training : d.state;
@@ -500,7 +501,7 @@ const ROUTES = { // route, how to draw it, seconds between two questions
   recent: [() => "monitoring/predictions?limit=15", drawRecent, 5],
   prices: [() => "monitoring/prices", () => { drawPrices(); drawTiles(); }, 15],
   error: [() => "monitoring/live-error", drawError, 15],
-  decisions: [() => "monitoring/decisions?limit=10", drawDecisions, 30],
+  decisions: [() => "monitoring/decisions?limit=100", drawDecisions, 30],
   trial: [() => "monitoring/trial", drawTrial, 30],
   drift: [() => "monitoring/drift", () => { drawDrift(); drawTiles(); }, 15],
 };
