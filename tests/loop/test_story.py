@@ -62,11 +62,11 @@ class Town:
         connection.close()
         return told
 
-    def live(self, n: int, seed: int, level: float, lstat: float, sold: float) -> list[Sale]:
+    def live(self, n: int, seed: int, level: float, crime: float, sold: float) -> list[Sale]:
         """The sales among `n` houses that are asked about, four clients at a time."""
         rng = np.random.default_rng(seed)
         houses = self.table.features.sample(n, replace=True, random_state=seed)
-        houses["LSTAT"] += lstat
+        houses["CRIM"] += crime
         worth = self.nature.predict(model_input(self.table.dataset, houses)) * level
         paid = np.clip(worth + rng.normal(0, 1.5, n), 1, 99)
         parts = np.array_split(np.arange(n), 4)
@@ -110,7 +110,7 @@ def test_what_was_learnt_in_the_field_comes_back(
         assert f"{len(sales)} stored" in said and "0 refused" in said
 
     # others ask, the market has moved, and prices paid come in late
-    late = town.live(3000, 1, 1.4, 12, 0.1)
+    late = town.live(3000, 1, 1.4, 10, 0.1)
     report(late, "september.csv")
     parameters = {"models": ["GradientBoosting"], "labelled_share": 0.5, **SMALL}
     given = [w for k, v in parameters.items() for w in ("-p", k, json.dumps(v))]
@@ -119,7 +119,7 @@ def test_what_was_learnt_in_the_field_comes_back(
     # the loop has begun a trial: a fifth of the clients are the challenger's
     until(lambda: "trial" in server.get("/health")["checks"])
     before = town.answered.copy()
-    report(town.live(800, 2, 1.4, 12, 0.5), "october.csv")
+    report(town.live(800, 2, 1.4, 10, 0.5), "october.csv")
     share = town.answered["2"] / (town.answered - before).total()
     assert 0.15 < share < 0.25
     told = run(server, "retrain")
