@@ -879,6 +879,7 @@ def tell_trial() -> str:
     lines += [format_table(rows)] if rows else []
     if verdict.gain is not None:
         lines.append(f"Gain {verdict.gain:.4g} ({verdict.low:.4g} to {verdict.high:.4g}).")
+    lines += look.standing.left_out
     told = f"{verdict.word}: {verdict.reason} ({verdict.sales} sales)"
     waits = verdict.word == "promote" and f"`housing-mlops promote {trial.version}` does it"
     return "\n".join(

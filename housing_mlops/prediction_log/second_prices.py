@@ -125,6 +125,7 @@ class Pairs:
     champion: NDArray[np.float64]
     challenger: NDArray[np.float64]
     actual: NDArray[np.float64]  # NaN where no actual price is known
+    source: NDArray[Any]  # who reported the actual price; empty where nobody did
     failed: int  # houses that the challenger has no price for
 
     @property
@@ -152,7 +153,7 @@ def read_pairs(
     p, s, f = predictions.c, second_prices.c, feedback.c
     other = sa.case((p.model_version == pair.champion, pair.challenger), else_=pair.champion)
     actual_price = f.price if closed_us is None else sa.case((f.time_us <= closed_us, f.price))
-    query = sa.select(p.model_version, p.price, s.price, actual_price)
+    query = sa.select(p.model_version, p.price, s.price, actual_price, f.source)
     query = (
         query.select_from(predictions)
         .join(second_prices, s.prediction_id == p.id)
@@ -180,7 +181,8 @@ def read_pairs(
         np.flatnonzero(some)[distinct(champion[some], challenger[some])] for some in (~known, known)
     )
     keep = np.sort(np.concatenate([asked, sold]))
-    return Pairs(champion[keep], challenger[keep], actual[keep], failed)
+    source = np.array([row[4] or "" for row in rows], dtype=object)[whole]
+    return Pairs(champion[keep], challenger[keep], actual[keep], source[keep], failed)
 
 # %% ../../nbs/6_prediction_log/19_second_prices.ipynb #72463aa9
 def answered(

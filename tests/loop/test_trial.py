@@ -11,6 +11,8 @@ from typing import Any
 import mlflow
 import pytest
 import sqlalchemy as sa
+from playwright.sync_api import Browser
+from servers import Server
 from typer.testing import CliRunner
 
 from housing_mlops.cli import app
@@ -255,3 +257,35 @@ def test_a_waiting_version_is_tried_once(local: Settings, engine: sa.Engine) -> 
     assert in_trial(local) and told[0].startswith("trial: go on: version 2 beside 1")
     say("challenge", "--stop")
     assert [*look_at_field(local, engine)] == [] and not in_trial(local)
+
+
+def test_the_dashboard_shows_the_trial(serve: Callable[..., Server], browser: Browser) -> None:
+    server = serve()
+    log = connect(Settings(home=server.home).database)
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{server.address}/dashboard")
+    page.get_by_text("No version was tried beside the champion yet").wait_for()
+    about = {"version": "8", "against": "7", "share": 0.2, "since": "2026-11-24T12:00:00+00:00"}
+    band = {"low": None, "high": None, "houses": 400, "sales": 60, "gain": 2.5}
+    found = {
+        "sales": 60,
+        **{"gain": 2.5, "low": -0.5, "high": 5.5, "bands": [band]},
+        "rmse": {"champion": 3.61, "challenger": 3.12},
+        "answered": {"7": 321, "8": 79},
+    }
+    for _ in range(3):
+        record_decision(log, "trial: go on", "undecided <b>", {"trial": about, **found})
+    watch = {**about, "version": "7", "against": "8", "share": 0.0}
+    record_decision(log, "watch: keep", "the former champion is worse", {"trial": watch, **found})
+    log.dispose()
+    page.reload()
+    page.get_by_text("undecided <b>; under way").wait_for()
+    text = page.locator("#trial").inner_text()
+    assert "80 %" in text and "20 %" in text and "321" in text and "3.12" in text and "15 %" in text
+    assert page.locator("#trial svg path").count() == 2, "the gain and its band"
+    assert "former champion" in page.locator("#watch").inner_text()
+    assert "undecided" not in page.locator("#decisions").inner_text(), "a point of the chart"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and not wrong
+    page.close()
