@@ -126,8 +126,8 @@ def test_what_was_learnt_in_the_field_comes_back(
     assert "trial: promote: version 2 beside 1: the challenger is better" in told, told
     assert "; promoted" in told and "wait: " in told
     until(lambda: server.get("/model/info")["model_version"] == "2")
-    # the market falls back to where it was, and the former champion was right after all
-    report(town.live(800, 3, 1.0, 0, 0.5), "november.csv")
+    # the market falls back to where it was, and the former champion is right again
+    report(town.live(800, 3, 1.0, 10, 0.5), "november.csv")
     told = run(server, "retrain")
     assert "watch: roll back: version 1 beside 2" in told and "; rolled back" in told, told
     until(lambda: server.get("/model/info")["model_version"] == "1")
