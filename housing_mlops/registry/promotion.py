@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGAINST', 'DIGEST_TAG', 'TRIAL', 'GATE', 'TURNS', 'with_its_sales', 'find_table_of', 'evidence_digest', 'Attempt',
            'count_attempts', 'Judged', 'compared', 'judge_version', 'out_of_fold_frame', 'keep_verdict', 'Decision',
-           'decide', 'reason_of', 'challenge']
+           'decide', 'reason_of', 'challenge', 'examine']
 
 # %% ../../nbs/5_registry/12_promotion.ipynb #7dd7e776
 import hashlib
@@ -286,4 +286,24 @@ def challenge(
             if turn == TURNS - 1:
                 raise
             time.sleep(random.uniform(0.1, 1))
+    return decision
+
+# %% ../../nbs/5_registry/12_promotion.ipynb #5f97fb45
+def examine(
+    version: str,  # the challenger
+    settings: Settings,  # registry, table and gate
+    table: Table | None = None,  # that the challenger learnt from, if it is at hand
+    progress: bool = True,  # whether to show a bar
+) -> Decision:
+    """What the gate says of `version`, which waits if it passes; raises `HousingError`."""
+    former = find_version(settings, "champion")
+    if former is None or former == version:
+        return challenge(version, settings, table, progress=progress)
+    judged = judge_version(version, former, settings, table, progress)
+    keep_verdict(version, judged, settings)
+    verdict = judged.verdict
+    if verdict.passed:
+        return Decision(False, f"passed the gate, and waits: {verdict.reason}", verdict)
+    decision = decide(verdict, former, "")
+    refuse(version, settings, reason_of(decision, "", ""))
     return decision
