@@ -35,7 +35,8 @@ def test_a_degenerate_column_raises_the_alarm(known):
     window = rows(400, 23)
     window.numbers[:, 0] = 80
     found = judge(known, window)
-    assert found.verdict == "drift" and found.features == found.degenerate == ("area",)
+    assert found.verdict == "drift" and found.features[0] == "area"
+    assert found.degenerate == ("area",)
 
 
 def test_the_steady_pair_keeps_the_alarm_standing(known):
@@ -126,6 +127,13 @@ def test_one_client_alone_is_not_the_traffic(known):
     assert two.verdict == "drift" and two.p < 0.001 and two.needs == ""
     without_keys = judge(known, moved, origin=Origin(clients=[""] * 400))
     assert without_keys.verdict == "drift"
+
+
+def test_a_client_of_long_ago_is_no_second_one(known):
+    long_ago, moved = rows(20, 21), rows(1100, 19, shift=-0.8)
+    origin = Origin(clients=["portal"] * 20 + ["agent"] * 1100)
+    alone = judge(known, join(long_ago, moved), origin=origin)
+    assert (alone.verdict, alone.reason) == ("unknown", "one client")
 
 
 def test_a_minute_of_rows_is_one_event(known):
