@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'WINDOWS', 'CHECKS', 'Flagged', 'CAUTION', 'SUPPORT', 'LEAST', 'LONG', 'Supported', 'NOT_JUDGED', 'READ',
-           'drift_reference', 'Look', 'key_effects', 'look_at', 'window_lengths', 'stretched', 'agreed_columns',
-           'long_lengths', 'whole_columns', 'Checks', 'named_columns', 'Judgement', 'conclude', 'Origin', 'doubt',
-           'withhold', 'judge', 'as_observations', 'judge_window', 'judge_log']
+           'SLICES', 'drift_reference', 'Look', 'key_effects', 'look_at', 'window_lengths', 'stretched',
+           'agreed_columns', 'long_lengths', 'whole_columns', 'Checks', 'named_columns', 'moment', 'Judgement',
+           'conclude', 'Origin', 'doubt', 'withhold', 'judge', 'as_observations', 'read_rows', 'judge_window',
+           'judge_log']
 
 # %% ../../nbs/7_monitoring/03_judgement.ipynb #ba2e2305
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +48,11 @@ from housing_mlops.monitoring.drift import (
     unexplained,
 )
 from .two_sample import Floats
-from ..prediction_log.log import PredictionLog
 from ..schema import Dataset
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from housing_mlops.prediction_log.queries import Window
 
 # %% ../../nbs/7_monitoring/03_judgement.ipynb #721e0651
@@ -240,6 +243,13 @@ def named_columns(
     return agreed, whole_columns(checks.flagged, checks.supported, rows, windows, q, effect)
 
 # %% ../../nbs/7_monitoring/03_judgement.ipynb #7633630c
+def moment(
+    at: float,  # seconds since 1970
+) -> str:
+    """The same as ISO 8601, in UTC, to the second."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class Judgement:
     """The verdict on the newest rows, and the checks it rests on."""
@@ -266,6 +276,17 @@ class Judgement:
         return min((p for p in known if p is not None), default=None)
 
     @property
+    def told(self) -> str:
+        """The verdict in one sentence, the same wherever it is told."""
+        if self.verdict == "unknown":
+            return f"unknown: {self.reason}; it needs {self.needs}"
+        since = f", since {moment(self.since)}" if self.since else ""
+        worth = f"{self.houses} houses worth {self.effective:.0f}"
+        if self.verdict == "ok":
+            return f"no drift ({worth}{since})"
+        return f"drift in {', '.join(self.features)} ({worth}, p {self.p or 0:.1g}{since})"
+
+    @property
     def report(self) -> DriftReport:
         """The newest check with the most rows: the one to plot."""
         return self.pairs[-1][0]
@@ -278,6 +299,7 @@ class Judgement:
         ]
         return {
             "verdict": self.verdict,
+            "told": self.told,
             "features": list(self.features),
             "suspects": list(self.suspects),
             "degenerate": list(self.degenerate),
@@ -409,10 +431,33 @@ def as_observations(
         residuals=(window.actual - window.prices)[~np.isnan(window.actual)],
     )
 
-# %% ../../nbs/7_monitoring/03_judgement.ipynb #c9c40c94
+# %% ../../nbs/7_monitoring/03_judgement.ipynb #56e28603
 READ = 5_000  # most rows that are read, the newest; a house counts once among them
+SLICES = 25  # of the least time, where it has to be read in slices
 
 
+def read_rows(
+    engine: "sa.Engine",  # of the log, migrated
+    model: Model,  # whose columns and version
+    rows: int = READ,  # most rows
+    least_s: float = 0,  # time that they have to span
+) -> "Window":
+    """The newest rows, or those of slices of the least time; raises `LogUnavailable`."""
+    from housing_mlops.prediction_log.queries import join_windows, read_window
+
+    of = (engine, model.dataset)
+    newest = read_window(*of, rows, version=model.version)
+    times = newest.times.tolist()
+    if len(times) < rows or times[-1] - times[0] >= timedelta(seconds=least_s):
+        return newest
+    slice_, end = timedelta(seconds=least_s / (SLICES - 1)), times[-1].replace(tzinfo=UTC)
+    parts = []
+    for i in reversed(range(SLICES)):
+        begin, until = end - (i + 1) * slice_, end - i * slice_ if i else None
+        parts.append(read_window(*of, rows // SLICES, begin, model.version, until))
+    return join_windows(parts)
+
+# %% ../../nbs/7_monitoring/03_judgement.ipynb #c9c40c94
 def judge_window(
     window: "Window",  # the newest rows, as from `read_window`
     model: Model,  # whose reference and version
@@ -426,13 +471,10 @@ def judge_window(
 
 
 def judge_log(
-    log: PredictionLog,  # where the live rows are
+    engine: "sa.Engine",  # of the log, migrated
     model: Model,  # whose reference and version
     rows: int = READ,  # most rows to look at, the newest
-    least_s: float = 0,  # time that they have to span
+    least_s: float = 0,  # time that the rows have to span
 ) -> Judgement:
     """The same of the newest rows of a log; raises `LogUnavailable`."""
-    from housing_mlops.prediction_log.queries import read_window
-
-    window = read_window(log.engine, model.dataset, rows, version=model.version)
-    return judge_window(window, model, least_s)
+    return judge_window(read_rows(engine, model, rows, least_s), model, least_s)
