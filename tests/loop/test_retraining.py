@@ -234,7 +234,7 @@ def test_telling_alone_records_nothing(
 ) -> None:
     pay(engine, priced(300), 1.5)
     said = CliRunner().invoke(app, ["retrain", "--dry-run"], catch_exceptions=False).stdout
-    assert said.startswith("train: live RMSE")
+    assert said.startswith("train: live error")
     monkeypatch.setenv("HOUSING_RETRAIN", "off")
     said = CliRunner().invoke(app, ["retrain"], catch_exceptions=False).stdout
     assert said == "wait: HOUSING_RETRAIN is off\n"
