@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from processes import until
 
 from housing_mlops.config import Settings
 from housing_mlops.data.table import load_table
@@ -148,6 +150,37 @@ def test_a_drift_turns_up_by_the_name_of_the_feature(serve: Callable[..., Any], 
     names = {f["name"] for f in server.get("/monitoring/drift")["report"]["features"]}
     shown = seen.page.locator("article.feature h3 span:first-child").all_inner_texts()
     assert set(shown) == names and names > set(load_dataset("boston").columns)
+    assert seen.errors == [] and seen.strangers() == []
+
+
+def ask_as_traffic_does(server: Any, rounds: int) -> int:
+    """How many rows it were: houses one by one, a poller between them, and batches of neighbours."""
+    rows = TABLE.features.to_dict("records")
+    begins = np.random.default_rng(0).integers(0, len(rows) - 25, rounds)
+    with httpx.Client(base_url=server.address) as client:
+        for i, begin in enumerate(begins):
+            price(server, 25, seed=i)
+            for _ in range(10):
+                client.post("/predict", json=rows[0])
+            client.post("/predict/batch", json=rows[begin : begin + 25])
+    return 60 * rounds
+
+
+def test_a_poller_and_a_batch_client_alarm_nobody_and_other_houses_do(
+    serve: Callable[..., Any], visit: Any
+) -> None:
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
+    asked = ask_as_traffic_does(server, 20)
+    quiet = until(lambda: (d := server.get("/monitoring/drift"))["asked"] == asked and d)
+    assert quiet["verdict"] == "ok" and quiet["effective"] < quiet["houses"] < asked
+    seen = visit(server)
+    expect(seen.page.locator("#drift-said")).to_contain_text("are like those of the training")
+    expect(seen.page.locator("article.feature.alarm")).to_have_count(0)
+    assert server.get("/health")["checks"]["drift"]["state"] == "healthy"
+    price(server, 400, seed=1, LSTAT=8.0)
+    expect(seen.page.locator("#drift-said")).to_contain_text("LSTAT", timeout=30_000)
+    expect(seen.page.locator("article.feature.alarm").first).to_contain_text("LSTAT")
+    assert server.get("/health")["checks"]["drift"]["state"] == "degraded"
     assert seen.errors == [] and seen.strangers() == []
 
 
