@@ -76,7 +76,7 @@ def price(server: Any, rows: int, seed: int, request: str = "", **shift: float) 
 
 
 def test_it_shows_the_numbers_of_the_log(serve: Callable[..., Any], visit: Any) -> None:
-    server = serve()
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
     ids = price(server, 250, seed=1, request="morning-run")
     with httpx.Client(base_url=server.address) as client:
         for i in ids[:40]:
@@ -100,6 +100,8 @@ def test_it_shows_the_numbers_of_the_log(serve: Callable[..., Any], visit: Any) 
     [live] = server.get("/monitoring/live-error")["versions"]
     row = seen.page.locator("#error tbody tr").inner_text().split()
     assert row[:3] == ["1", "Ridge", "40"]
+    told = server.get("/monitoring/live-error")["judgement"]["told"]
+    expect(seen.page.locator("#error p")).to_contain_text(told, timeout=20_000)
     assert float(row[3]) == pytest.approx(live["mae"], rel=5e-3)
     assert float(row[5]) == pytest.approx(live["bias"], rel=5e-3)
 
