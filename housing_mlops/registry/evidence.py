@@ -116,7 +116,7 @@ class OutOfFold:
         if known is not None:
             folds = [[(fit[known[fit]], held) for fit, held in repeat] for repeat in folds]
         parts = [self._part(p, recipe.settings[p.name], folds, known is None) for p in recipe.parts]
-        mean: Floats = np.mean(parts, axis=0)
+        mean: Floats = np.average(parts, axis=0, weights=recipe.weights or None)
         return mean
 
     def _part(self, part: Candidate, settings: Any, folds: Folds, whole: bool) -> Floats:
