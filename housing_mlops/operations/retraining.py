@@ -28,6 +28,7 @@ from ..model.inference import Model
 from ..monitoring.judgement import WINDOWS
 from ..monitoring.verdicts import Verdicts, share_verdicts
 from . import notebooks
+from .trial import try_out
 from housing_mlops.prediction_log.decisions import (
     end_decision,
     failures_in_a_row,
@@ -433,5 +434,8 @@ def look(
             record_decision(engine, decision.act, decision.reason, about)
             return Look(decision, evidence)
         folder = notebooks.new_folder(settings)
-        given = {"labelled": True, **(parameters or {}), "out": str(folder)}
-        return carry_out(engine, decision, evidence, folder, lambda: train(given))
+        way = {"labelled": True, "promote": settings.autopromote == "gate"}
+        given = {**way, **(parameters or {}), "out": str(folder)}
+        found = carry_out(engine, decision, evidence, folder, lambda: train(given))
+    try_out(settings, engine)
+    return found

@@ -60,6 +60,7 @@ from housing_mlops.serving.service import (
     read_live_error,
     service_of,
 )
+from .trials import trials
 
 # %% ../../nbs/8_serving/13_api.ipynb #b0000001
 logger = logging.getLogger(__name__)
@@ -329,7 +330,7 @@ def create_app(
         docs_url=None,  # the page is ours: it loads nothing from elsewhere
         redoc_url=None,
     )
-    for router in (operations, administration, monitoring, reports, pages):
+    for router in (operations, administration, monitoring, trials, reports, pages):
         app.include_router(router)
     install_routes(app, declaration(settings))
     add_handlers(app)
