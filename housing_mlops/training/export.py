@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'LIBRARIES', 'Posterior', 'posterior', 'graph_inputs', 'as_tensors', 'to_graph', 'with_gaps', 'run_graph',
-           'parity', 'make_reference', 'make_basis', 'export_bundle']
+           'parity', 'make_reference', 'add_doubt', 'make_basis', 'export_bundle']
 
 # %% ../../nbs/4_training/07_export.ipynb #22f451b9
 import warnings
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pandas as pd
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx, update_registered_converter
 from skl2onnx.algebra.onnx_ops import (
     OnnxAdd,
@@ -35,8 +36,9 @@ from sklearn.base import RegressorMixin
 
 from ..data.table import Table
 from ..model.bundle import Basis, BundleError, BundleInfo, Reference, write_bundle
+from ..model.domain import Domain, Screen
 from ..model.explanation import as_told, measure_basis
-from ..model.inference import Graph
+from ..model.inference import DOUBT, Graph
 from ..model.interval import Band
 from ..preprocessing.pipeline import model_input
 from ..schema import Dataset
@@ -185,6 +187,59 @@ def make_reference(
         residuals=residuals.astype(np.float32),
     )
 
+# %% ../../nbs/4_training/07_export.ipynb #d0b70003
+def add_doubt(
+    graph: bytes,  # as from `to_graph`
+    screen: Screen,  # of what the model learnt from
+) -> bytes:
+    """The graph with a second output, [rows]: how strange each house is, 1 at the screen's bounds."""
+    model, columns = onnx.load_from_string(graph), len(screen.middle)
+    bent = np.arcsinh((np.stack([screen.least, screen.most]) - screen.middle) * screen.narrow)
+    middle, half = bent.mean(axis=0), np.maximum(np.ptp(bent, axis=0) / 2, 1e-9)
+    weights = np.hstack([np.diag(1 / half), screen.weights])
+    constants = {
+        "middle": screen.middle.astype(np.float32),
+        "narrow": screen.narrow.astype(np.float32),
+        "weights": weights.astype(np.float32),
+        "constant": np.append(-middle / half, screen.constant).astype(np.float32),
+        "parts": np.array([columns, columns, weights.shape[1] - 2 * columns]),
+        "rows": np.array([1]),
+        "line": np.array(1 / screen.square, np.float32),
+    }
+    for name, values in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(values, f"screen.{name}"))
+    for step in (
+        "numbers middle Sub centred",
+        "centred narrow Mul narrowed",
+        "narrowed Asinh bent",
+        "bent weights constant Gemm found",
+        "found parts Split range white products",
+        "range Abs beyond",
+        "beyond rows ReduceMax farthest",
+        "white rows ReduceSumSquare length",
+        "products rows ReduceMin nearest",
+        "length nearest Add square",
+        "square line Mul distance",
+        "farthest distance Max doubt",
+    ):
+        model.graph.node.append(_node(step))
+    model.graph.output.append(helper.make_tensor_value_info(DOUBT, TensorProto.FLOAT, [None]))
+    onnx.checker.check_model(model)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
+def _node(step: str) -> onnx.NodeProto:
+    words = [
+        w if w in ("numbers", DOUBT) or w[0].isupper() else f"screen.{w}" for w in step.split()
+    ]
+    at = next(i for i, word in enumerate(words) if word[0].isupper())
+    node = helper.make_node(words[at], words[:at], words[at + 1 :])
+    options = {"axis": 1} if words[at] == "Split" else {"keepdims": 0}
+    if words[at] == "Split" or words[at].startswith("Reduce"):
+        node.attribute.extend(helper.make_attribute(*option) for option in options.items())
+    return node
+
 # %% ../../nbs/4_training/07_export.ipynb #6182f120
 def make_basis(
     dataset: Dataset,  # the declaration
@@ -218,6 +273,9 @@ def export_bundle(
             f" off the model's own price; {bound:.2g} is allowed. It was not exported."
         )
     reference = make_reference(table, graph, residuals)
+    domain = Domain(table.dataset, reference)
+    if domain.judges_numbers:
+        graph = add_doubt(graph, domain.screen)
     facts = {
         "dataset": table.dataset,
         "basis": make_basis(table.dataset, graph, reference),

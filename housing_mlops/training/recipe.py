@@ -48,7 +48,11 @@ def with_settings(
     if name not in CANDIDATES:
         raise RecipeError(f"There is no candidate {name} here, only {', '.join(CANDIDATES)}.")
     known = CANDIDATES[name]
-    if gone := settings.keys() - known.make(0).get_params(deep=False).keys():
+    try:
+        defined = known.make(0).get_params(deep=False)
+    except Exception as error:  # whatever a library that moved on raises
+        raise RecipeError(f"{name} cannot be made here any more: {error}") from None
+    if gone := settings.keys() - defined.keys():
         raise RecipeError(f"{name} has no setting {', '.join(sorted(gone))} any more.")
 
     def make(seed: int) -> RegressorMixin:

@@ -30,6 +30,7 @@ from housing_mlops.prediction_log.decisions import (
 from housing_mlops.prediction_log.queries import read_page
 from housing_mlops.prediction_log.record import LogUnavailable
 from housing_mlops.registry.fetch import fetch_version
+from housing_mlops.registry.promotion import challenge
 from housing_mlops.registry.store import RegistryError
 from housing_mlops.serving.api import create_app
 
@@ -264,6 +265,12 @@ def test_prices_paid_become_a_new_version(
     assert info.parameters["labelled"] == {"since": "", "share": 0.4}
     sales = info.rows - (info.rows * 6) // 10
     assert sales >= 100 and info.rows <= len(table.frame) + 300
+    pay(engine, priced(40, 5), 1.2)  # what came in since is no part of its table
+    again = challenge("2", home, progress=False)
+    assert again.verdict is not None and not again.promoted, "the market has turned"
+    assert "506 houses of the base table" in again.reason
+    numbers = again.verdict.numbers
+    assert numbers["newest_rmse"] < numbers["newest_champion_rmse"], "and that is told"
 
 
 def test_the_route_and_the_command_list_the_looks(
