@@ -557,7 +557,8 @@ def judge_live(
     """The verdict in one line, and a row a column; raises `HousingError`."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from housing_mlops.monitoring.judgement import judge_log
+    from housing_mlops.monitoring.judgement import NOT_JUDGED
+    from housing_mlops.monitoring.verdicts import share_verdicts
     from housing_mlops.prediction_log.database import migrate
     from housing_mlops.prediction_log.log import open_log
 
@@ -568,7 +569,8 @@ def judge_live(
         migrate(log.engine)
     except SQLAlchemyError as error:
         raise HousingError(f"The prediction log cannot be read: {error}") from None
-    found = judge_log(log, model, least_s=settings.drift_least_s)
+    design = (settings.drift_interval_s, settings.drift_least_s)
+    found = share_verdicts(log.engine, model, *design).drift or NOT_JUDGED
     rows = [
         {
             "column": f.name,
@@ -579,8 +581,7 @@ def judge_live(
         }
         for f in found.report.features
     ]
-    told = ", ".join(found.features) or found.reason
-    return f"{found.verdict}{': ' + told if told else ''}", rows
+    return found.told, rows
 
 # %% ../nbs/cli.ipynb #c4554ffb
 @app.command()

@@ -185,7 +185,9 @@ async def judge(
         with suppress(LogUnavailable):
             settings = service.settings
             design = (settings.drift_interval_s, settings.drift_least_s)
-            found = await loop.run_in_executor(service.pool, share_verdicts, log, model, *design)
+            found = await loop.run_in_executor(
+                service.pool, share_verdicts, log.engine, model, *design
+            )
             if service.model is model:  # and not another one by now
                 service.verdicts = found
 

@@ -108,7 +108,7 @@ def test_the_live_error_is_a_reason(
 ) -> None:
     pay(engine, priced(300), 1.5)
     found = look(home, engine, trained)
-    assert found.decision.act == "train" and "live RMSE" in found.decision.reason
+    assert found.decision.act == "train" and "live error worse" in found.decision.reason
     again = look(home, engine, never)
     assert again.decision.act == "wait" and "not before" in again.decision.reason
     hasty = home.model_copy(update={"retrain_cooldown_h": 0.0, "retrain_per_day": 9})
@@ -235,7 +235,7 @@ def test_telling_alone_records_nothing(
 ) -> None:
     pay(engine, priced(300), 1.5)
     said = CliRunner().invoke(app, ["retrain", "--dry-run"], catch_exceptions=False).stdout
-    assert said.startswith("train: live RMSE")
+    assert said.startswith("train: live error")
     monkeypatch.setenv("HOUSING_RETRAIN", "off")
     said = CliRunner().invoke(app, ["retrain"], catch_exceptions=False).stdout
     assert said == "wait: HOUSING_RETRAIN is off\n"

@@ -199,7 +199,7 @@ function drawPrices() {
   box.replaceChildren(svg, key([rows ? "live, percent" : "live: no prediction yet", ""], ...(reference ? [["training, percent", "old"]] : []), ...(beyond ? [[`${number(beyond)} beyond the edges`, ""]] : [])));
 }
 
-const KIND = { healthy: "good", degraded: "warn", unhealthy: "bad", ok: "good", drift: "bad", suspect: "warn", unknown: "" };
+const KIND = { healthy: "good", degraded: "warn", unhealthy: "bad", ok: "good", drift: "bad", worse: "bad", suspect: "warn", unknown: "" };
 const pill = (text) => node("span", { class: `pill ${KIND[text] ?? ""}` }, text);
 
 function drawHealth() {
@@ -286,7 +286,8 @@ function drawError() {
   const columns = [["version", ""], ["model", "spare"], ["sales", "number"], ["MAE", "number"], ["RMSE", "number"], ["bias", "number"], ["inside", "number"], ["by quarter, cheap to dear", "number"]];
   const share = (x) => (x === null ? "–" : number(x * 100, 3));
   const rows = body.versions.map((v) => [v.model_version, v.model, number(v.n), number(v.mae, 3), number(v.rmse, 3), number(v.bias, 3), v.within === null ? "–" : `${share(v.within)} %`, v.quarters.map((q) => share(q.within)).join(" · ")]);
-  $("error").replaceChildren(table(columns, rows));
+  const told = body.judgement ? [node("p", {}, pill(body.judgement.verdict), ` ${body.judgement.told}`)] : [];
+  $("error").replaceChildren(...told, table(columns, rows));
 }
 
 function drawRecent() {
