@@ -17,6 +17,7 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 
+from .derived import Derive, Derived, Missing, derive
 from ..schema import Dataset
 
 # %% ../../nbs/2_preprocessing/01_pipeline.ipynb #7cfd5a40
@@ -32,10 +33,12 @@ def model_input(
 # %% ../../nbs/2_preprocessing/01_pipeline.ipynb #cba78430
 def number_steps(
     scale: bool,  # whether to standardise: for linear and kernel models, not for trees
+    more: Derive | None = None,  # what is derived of them
 ) -> Pipeline:
     """An unfitted transformer of numeric columns: medians for gaps and, if asked, one scale."""
     steps: Sequence[tuple[str, object]] = [
         ("impute", SimpleImputer(strategy="median", keep_empty_features=True)),
+        *([("derive", more)] if more else []),
         *([("scale", StandardScaler())] if scale else []),
     ]
     return Pipeline(steps)
@@ -85,12 +88,16 @@ def many_steps(
 def preprocessor(
     dataset: Dataset,  # the declaration
     scale: bool,  # whether to standardise the numbers: for linear and kernel models, not for trees
+    derived: Sequence[Derived] = (),  # features that are worked out of the numbers
 ) -> ColumnTransformer:
     """An unfitted transformer from `model_input`'s columns to a matrix without gaps."""
     n, total = dataset.n_numbers, len(dataset.columns)
     parts: list[tuple[str, object, list[int] | Categories]] = []
     if n:
-        parts.append(("numbers", number_steps(scale), list(range(n))))
+        more = derive(dataset.columns[:n], derived)
+        parts.append(("numbers", number_steps(scale, more), list(range(n))))
+    if marked := [dataset.columns.index(d.of[0]) for d in derived if d.kind == "missing"]:
+        parts.append(("missing", Missing(), marked))
     if total > n:
         encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
         parts.append(("categories", encoder, Categories(n, many=False)))
@@ -102,6 +109,7 @@ def pipeline(
     dataset: Dataset,  # the declaration
     regressor: RegressorMixin,  # an unfitted scikit-learn regressor
     scale: bool,  # whether it needs numbers on one scale
+    derived: Sequence[Derived] = (),  # features that are worked out of the numbers
 ) -> Pipeline:
     """`regressor` behind the preprocessing it needs, unfitted."""
-    return Pipeline([("preprocess", preprocessor(dataset, scale)), ("model", regressor)])
+    return Pipeline([("preprocess", preprocessor(dataset, scale, derived)), ("model", regressor)])

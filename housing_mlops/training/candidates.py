@@ -32,6 +32,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.pipeline import Pipeline
 
 from ..config import HousingError
+from ..preprocessing.derived import Derived, LogTarget
 from ..preprocessing.pipeline import pipeline
 from ..schema import Dataset
 
@@ -142,6 +143,9 @@ class Candidate:
     scale: bool  # whether it needs numbers on one scale
     make: Callable[[int], RegressorMixin]  # from a seed to an unfitted regressor
     cost: Callable[[int, int], Cost] = linear_cost  # of a fit, from rows and columns
+    derived: tuple[Derived, ...] = ()  # features that are worked out for it
+    log: bool = False  # whether it learns the logarithm of the price
+    family: str = ""  # the candidate it is made of, where it has a name of its own
 
     def build(
         self,
@@ -149,7 +153,9 @@ class Candidate:
         seed: int,  # of whatever is random in it
     ) -> Pipeline:
         """The unfitted pipeline of this candidate."""
-        return pipeline(dataset, self.make(seed), self.scale)
+        made = self.make(seed)
+        regressor = LogTarget(made) if self.log else made
+        return pipeline(dataset, regressor, self.scale, self.derived)
 
 # %% ../../nbs/4_training/01_candidates.ipynb #754a7341
 def random_forest(
@@ -245,6 +251,8 @@ def voting(
     dataset: Dataset,  # the declaration
     members: list[Candidate],  # at least two
     seed: int,  # of whatever is random in them
+    weights: Sequence[float] = (),  # of each member; equal ones by default
 ) -> VotingRegressor:
     """The unfitted average of `members`."""
-    return VotingRegressor([(m.name, m.build(dataset, seed)) for m in members])
+    named = [(m.name, m.build(dataset, seed)) for m in members]
+    return VotingRegressor(named, weights=np.array(weights) if len(weights) else None)

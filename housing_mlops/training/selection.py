@@ -28,7 +28,8 @@ def average(
     """The cross-validation of the average of `members`, which cost what they did together."""
     predictions = np.mean([m.predictions for m in members], axis=0)
     scores, seconds = score_folds(y, predictions, folds), sum(m.seconds for m in members)
-    return CrossValidation("Voting", predictions, scores, seconds, tuple(m.name for m in members))
+    names, parts = tuple(m.name for m in members), tuple(p for m in members for p in m.parts)
+    return CrossValidation("Voting", predictions, scores, seconds, names, parts)
 
 # %% ../../nbs/4_training/03_selection.ipynb #86b65ab7
 def vote(
@@ -73,9 +74,11 @@ def build(
     seed: int,  # of the model
 ) -> RegressorMixin:
     """The unfitted model that `winner` stands for."""
-    if winner.members:
-        return voting(dataset, [CANDIDATES[name] for name in winner.members], seed)
-    return CANDIDATES[winner.name].build(dataset, seed)
+    named = winner.members or (winner.name,)
+    parts = list(winner.parts) or [CANDIDATES[name] for name in named]
+    if len(parts) > 1:
+        return voting(dataset, parts, seed, winner.weights)
+    return parts[0].build(dataset, seed)
 
 # %% ../../nbs/4_training/03_selection.ipynb #12c10ace
 def cv_error(

@@ -50,6 +50,16 @@ def test_the_same_folds_and_seed_give_the_same_predictions(table: Table) -> None
     assert np.array_equal(first.predictions, second.predictions)
 
 
+@pytest.mark.process
+def test_fits_in_processes_are_the_same_to_the_last_bit(table: Table) -> None:
+    X, y = model_input(table.dataset, table.features), table.prices.to_numpy()
+    folds, boosting = make_folds(len(y), 3, 1, 0), CANDIDATES["GradientBoosting"]
+    here, there = (
+        cross_validate(boosting, table.dataset, X, y, folds, 0, jobs=jobs) for jobs in (1, 2)
+    )
+    assert np.array_equal(here.predictions, there.predictions)
+
+
 def test_the_best_pair_is_not_always_the_two_best(table: Table) -> None:
     good = result("LinearRegression", np.full(ROWS, 1.0))
     alike = result("Ridge", np.full(ROWS, 1.1))
