@@ -34,6 +34,7 @@ LOOP = {
     "HOUSING_TRIAL_SHARE": "0.2",
     "HOUSING_TRIAL_CLOSE_DAYS": "0",  # prices paid are in within seconds here
     "HOUSING_REGISTRY_POLL_S": "0.1",
+    "HOUSING_GATE_REPEATS": "1",  # a third of the fits
 }
 Sale = tuple[str, float]  # identifier and price paid
 

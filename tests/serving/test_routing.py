@@ -14,7 +14,7 @@ from houses import HOUSE
 from processes import until
 
 from housing_mlops.config import Settings
-from housing_mlops.model.inference import Model
+from housing_mlops.model.inference import Look, Model
 from housing_mlops.prediction_log.journal import JournalError
 from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.registry.trial import Trial, keep_trial
@@ -117,18 +117,22 @@ def test_a_challenger_that_fails_costs_no_client_its_answer(
     field, [theirs, *_] = api.app.service.field, [c for c in CLIENTS if expected(c) == "2"]
     assert api.get("/health").json()["checks"]["trial"]["state"] == "healthy"
 
-    def spoilt(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    def spoilt(tensors: dict[str, np.ndarray]) -> Look:
         if fault == "an error":
             raise RuntimeError("no graph")
-        return np.full(max(map(len, tensors.values())), np.nan)
+        return Look(np.full(max(map(len, tensors.values())), np.nan), None)
 
     if fault == "a price that is none":
-        wild = field.challenger.quote([list(HOUSE.values())])
-        monkeypatch.setattr(
-            field.challenger, "quote", lambda _: wild._replace(values=wild.values * 1e9)
-        )
+        row = [list(HOUSE.values())]
+        wild, [told] = field.challenger.quote(row), field.challenger.tell(row)
+        ways = {
+            "quote": wild._replace(values=wild.values * 1e9),
+            "tell": [told._replace(values=tuple(v * 1e9 for v in told.values))],
+        }
+        for name, given in ways.items():
+            monkeypatch.setattr(field.challenger, name, lambda _, given=given: given)
     else:
-        monkeypatch.setattr(field.challenger, "price", spoilt)
+        monkeypatch.setattr(field.challenger, "look", spoilt)
     if way == "fallback":
         api.app.prices.fast_path = None
     before = ask(api, theirs)
