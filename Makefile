@@ -69,7 +69,7 @@ notebooks: $(env) ## run the notebooks as they are written, e.g. ARGS="--path nb
 bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debian); ARGS=--quick takes a minute
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
 	@python benchmarks/serving.py $(ARGS)
-	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; python benchmarks/explain.py; }
+	@test -n "$(ARGS)" || { python benchmarks/inference.py; python benchmarks/startup.py; python benchmarks/explain.py; python benchmarks/trial.py; }
 
 limits: $(env) ## do intervals hold what they say, are strange houses found; ARGS="--only flags --table houses.toml"
 	@python benchmarks/limits.py $(ARGS)

@@ -1,4 +1,4 @@
-"""Judge drift, look at whether to train anew, and write the report, at start and then every MONITOR_INTERVAL_S seconds (3600).
+"""Judge drift, look at trials and at whether to train anew, and write the report, at start and then every MONITOR_INTERVAL_S seconds (3600).
 
 usage: python monitor.py           run until SIGTERM; what is found goes to standard output as JSON lines
        python monitor.py --check   exit 0 when the last round is no older than two intervals (a health check)
@@ -59,8 +59,11 @@ def run(check: str) -> bool:
                 return False
     found = process.returncode == 0
     said = (out if found else error or out).strip()
-    alarm = found and said.startswith(("drift", "ask", "hold"))
     lines = said.splitlines() or [f"exit {process.returncode}"]
+    while found and len(lines) > 1 and lines[0].startswith(("watch: ", "trial: ")):
+        field = lines.pop(0)  # a line for the former champion, and one for the trial
+        say("warning" if "failed" in field else "info", *field.split(": ", 1))
+    alarm = found and lines[0].startswith(("drift", "ask", "hold"))
     first = lines[-1] if check == "report" or (not found and check != "drift") else lines[0]
     say("info" if found and not alarm else "warning", check, first)
     return found

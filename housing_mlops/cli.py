@@ -7,8 +7,8 @@ __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_valu
            'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
            'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price', 'quote_house',
            'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions', 'simulate',
-           'log_engine', 'share_of', 'tell_trial', 'challenge', 'trial_errors', 'backup_log', 'restore_log',
-           'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
+           'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge', 'trial_errors', 'backup_log',
+           'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -557,7 +557,8 @@ def judge_live(
     """The verdict in one line, and a row a column; raises `HousingError`."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from housing_mlops.monitoring.judgement import judge_log
+    from housing_mlops.monitoring.judgement import NOT_JUDGED
+    from housing_mlops.monitoring.verdicts import share_verdicts
     from housing_mlops.prediction_log.database import migrate
     from housing_mlops.prediction_log.log import open_log
 
@@ -568,7 +569,8 @@ def judge_live(
         migrate(log.engine)
     except SQLAlchemyError as error:
         raise HousingError(f"The prediction log cannot be read: {error}") from None
-    found = judge_log(log, model, least_s=settings.drift_least_s)
+    design = (settings.drift_interval_s, settings.drift_least_s)
+    found = share_verdicts(log.engine, model, *design).drift or NOT_JUDGED
     rows = [
         {
             "column": f.name,
@@ -579,8 +581,7 @@ def judge_live(
         }
         for f in found.report.features
     ]
-    told = ", ".join(found.features) or found.reason
-    return f"{found.verdict}{': ' + told if told else ''}", rows
+    return found.told, rows
 
 # %% ../nbs/cli.ipynb #c4554ffb
 @app.command()
@@ -714,17 +715,23 @@ def retrain(
         bool, typer.Option("--dry-run", help="Tell what would happen; record and train nothing.")
     ] = False,
 ) -> None:
-    """Look at the evidence, and train anew when it says so; each look is on record."""
+    """Look at the former champion, at the trial and at the evidence; train anew when it says so.
+
+    Each look is on record: `housing-mlops decisions`.
+    """
     from housing_mlops.operations import notebooks, retraining
+    from housing_mlops.operations.watch import look_at_field
     from housing_mlops.prediction_log.database import migrate
 
     now = read_settings()
-    if now.retrain == "off" and not force:
-        typer.echo("wait: HOUSING_RETRAIN is off")
-        return
     given = notebooks.parse_parameters(parameter or [], value or [])
     with log_engine() as engine:
         migrate(engine)
+        for line in look_at_field(now, engine, tell=dry_run):
+            typer.echo(line)
+        if now.retrain == "off" and not force:
+            typer.echo("wait: HOUSING_RETRAIN is off")
+            return
         found = retraining.look(
             now,
             engine,
@@ -873,8 +880,29 @@ def tell_trial() -> str:
     lines += [format_table(rows)] if rows else []
     if verdict.gain is not None:
         lines.append(f"Gain {verdict.gain:.4g} ({verdict.low:.4g} to {verdict.high:.4g}).")
+    lines += look.standing.left_out
     told = f"{verdict.word}: {verdict.reason} ({verdict.sales} sales)"
-    return "\n".join([*lines, f"{told}; {look.done}." if look.done else f"{told}."])
+    waits = verdict.word == "promote" and f"`housing-mlops promote {trial.version}` does it"
+    return "\n".join(
+        [*lines, f"{told}; {look.done or waits}." if look.done or waits else f"{told}."]
+    )
+
+
+def stop_trials() -> str:
+    """That no trial is under way any more, and whether that is on record."""
+    from housing_mlops.operations.trial import end_trial
+    from housing_mlops.prediction_log.database import migrate
+    from housing_mlops.registry.trial import stop_trial
+
+    now, told = read_settings(), "No trial is under way."
+    try:
+        with log_engine() as engine:
+            migrate(engine)
+            end_trial(now, engine)
+    except HousingError as error:
+        stop_trial(now)
+        told = f"{told} That is not on record: {error}"
+    return told
 
 # %% ../nbs/cli.ipynb #5e11d012
 @app.command()
@@ -883,16 +911,27 @@ def challenge(
     share: Annotated[
         str, typer.Option(help="Clients that it answers, as 10%; none: it prices in the shadow.")
     ] = "",
+    shadow: Annotated[
+        bool,
+        typer.Option("--shadow", help="It answers nobody: its prices are for the verdict alone."),
+    ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the trial.")] = False,
 ) -> None:
     """Try a version beside the champion on live traffic, look at how it does, or end the trial."""
-    from housing_mlops.registry.trial import start_trial, stop_trial
-
+    if (shadow and share) or (stop and (version or share or shadow)):
+        raise HousingError("Say one of them: VERSION --shadow, VERSION --share 10%, or --stop.")
+    if (shadow or share) and not version:
+        raise HousingError("Say which version is to be tried: `housing-mlops models` lists them.")
     if stop:
-        stop_trial(read_settings())
-        typer.echo("No trial is under way.")
+        typer.echo(stop_trials())
     elif version:
-        trial = start_trial(version, read_settings(), share_of(share))
+        from housing_mlops.operations.trial import begin_trial
+        from housing_mlops.prediction_log.database import migrate
+
+        part = share_of(share)  # before anything is opened
+        with log_engine() as engine:
+            migrate(engine)
+            trial = begin_trial(version, read_settings(), engine, part)
         side = (
             f"answers {trial.share:.3g} of the clients" if trial.share else "prices in the shadow"
         )

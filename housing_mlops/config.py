@@ -305,12 +305,30 @@ class PricingSettings(SettingsGroup):
 class TrialSettings(SettingsGroup):
     """What follows from a challenger's trial on live traffic."""
 
-    autopromote: Literal["off", "trial"] = Field(
+    autopromote: Literal["off", "gate", "trial"] = Field(
         "off",
-        description="Whether a trial's verdict waits for a person, or is carried out by `housing-mlops challenge`.",
+        description="What may make a retrained version champion: a person alone (off), the gate, or the trial "
+        "that begins once the gate lets it through.",
+    )
+    trial_share: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of the clients that a trial begun by the loop gives the challenger; 0: the shadow.",
     )
     trial_days: float = Field(
         90, gt=0, description="The longest time of a trial; then it is stopped."
+    )
+    trial_close_days: float = Field(
+        7,
+        ge=0,
+        description="Days until the sales of a day are taken to be all reported; newer sales do not count yet.",
+    )
+    autorollback: float = Field(
+        30,
+        ge=0,
+        description="Days after a promotion in which the former champion is priced too, and comes back when it "
+        "is shown to be better; 0: never.",
     )
 
 

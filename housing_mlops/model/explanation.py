@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .bundle import Basis, Reference
 from .inference import Model, as_inputs, to_tensors
-from .interval import Band
+from .interval import DIGITS, Band
 from ..schema import Dataset, Feature
 
 # %% ../../nbs/3_model/06_explanation.ipynb #a481c82b
@@ -203,9 +203,10 @@ def add_up(
     base: float,  # the reference house's, as it is shown
     parts: Array,  # contributions, which add up to the difference but for rounding
 ) -> list[float]:
-    """The contributions with the decimals of the two prices, and with exactly their difference."""
-    room = 15 - len(str(int(max(abs(price), abs(base), np.abs(parts).max(initial=0)))))
-    places = min(max(_decimals(price), _decimals(base)), max(room, 0))
+    """The contributions in digits that hold the two prices, and with exactly their difference."""
+    whole = len(str(int(max(abs(price), abs(base), np.abs(parts).max(initial=0)))))
+    places = max(_decimals(price), _decimals(base), DIGITS - whole)
+    places = min(places, max(15 - whole, 0))  # what a float64 holds
     scale = 10**places
     units = [round(part * scale) for part in parts.tolist()]
     largest = int(np.abs(parts).argmax())

@@ -64,6 +64,14 @@ def _inward(limit: float | None, sign: int) -> float:
     return float(f"{limit + sign * abs(limit) * 5 * 10.0**-DIGITS:.{DIGITS}g}") if beyond else told
 
 
+def _least_told_as(told: float) -> float:
+    """The least number that is told as `told`, once it is rounded."""
+    low, high = told - abs(told) * 10.0 ** (1 - DIGITS), told
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if float(f"{middle:.{DIGITS}g}") >= told else (middle, high)
+    return high
+
+
 class PriceRange:
     """What a price can be, and what is odd about one that could not."""
 
@@ -72,28 +80,28 @@ class PriceRange:
         target: Target,  # with the declared range and the cap
     ) -> None:
         self.least, self.top = _inward(target.minimum, 1), _inward(target.maximum, -1)
-        self.cap = math.inf if target.cap is None else _inward(target.cap, -1)
-        self.most = min(self.top, self.cap)
+        cap = math.inf if target.cap is None else _inward(target.cap, -1)
+        self.most, self.capped_from = min(self.top, cap), _least_told_as(cap)
 
     def limits(
         self,
         price: float,  # as the graph gives it
-        highest: float,  # the upper end, or the price, as it is told
+        highest: float,  # the upper end, or the price, rounded or not yet
         outside: tuple[str, ...] = (),  # features that put the house outside what the model knows
     ) -> Limits:
         """What has to be said beside the price."""
         clipped = price < self.least or price > self.top
-        capped = highest >= self.cap
+        capped = highest >= self.capped_from
         return Limits(clipped, capped, outside) if clipped or capped or outside else USUAL
 
     def beyond(
         self,
         prices: NDArray[np.float64],  # [rows], as the graph gives them
-        highest: NDArray[np.float64],  # [rows], the upper ends, or the prices, as they are told
+        highest: NDArray[np.float64],  # [rows], the upper ends, or the prices, rounded or not yet
     ) -> list[int]:
         """The rows of which there is something to say beside the price."""
         clipped = (prices < self.least) | (prices > self.top)
-        rows: list[int] = np.flatnonzero(clipped | (highest >= self.cap)).tolist()
+        rows: list[int] = np.flatnonzero(clipped | (highest >= self.capped_from)).tolist()
         return rows
 
 # %% ../../nbs/3_model/04_interval.ipynb #4ba92bf3
@@ -120,6 +128,8 @@ class Band(PriceRange):
     ) -> tuple[float, ...]:
         """The price as it is told, and its two ends if it has any."""
         least, most = self.least, self.most
+        if not -math.inf < price < math.inf:
+            price = math.nan  # no clipping makes a price of it
         price = least if price < least else most if price > most else price
         if self.coverage is None:
             return (price,)
@@ -135,6 +145,7 @@ class Band(PriceRange):
         prices: NDArray[np.float64],  # [rows], as the graph gives them
     ) -> NDArray[np.float64]:
         """Prices as they are told, lower and upper ends, [3, rows]; [1, rows] without ends."""
+        prices = np.where(np.isfinite(prices), prices, np.nan)  # no clipping makes a price of it
         prices = np.clip(prices, self.least, self.most)
         if self.coverage is None:
             return prices[None]

@@ -130,9 +130,21 @@ class ErrorJudgement:
     outside: tuple[float, float, float] | None  # None where no price had an interval
     promised: Promise
 
+    @property
+    def told(self) -> str:
+        """The verdict in one sentence, the same wherever it is told."""
+        if self.verdict == "unknown":
+            return f"unknown: {self.sales} sales; it needs {FEWEST}"
+        live, low, high = self.rmse
+        promised = sqrt(self.promised.square)
+        rmse = f"RMSE {live:.3g}, {low:.3g} to {high:.3g}, {promised:.3g} promised"
+        word = "as promised" if self.verdict == "ok" else "worse than promised"
+        named = f": {', '.join(self.measures)}" if self.measures else ""
+        return f"{word}{named} (on {self.sales} sales; {rmse})"
+
     def as_dict(self) -> dict[str, Any]:
         """The judgement as JSON can hold it."""
-        return asdict(self)
+        return {**asdict(self), "told": self.told}
 
 
 def figures(

@@ -6,7 +6,7 @@
 __all__ = ['LIMITS', 'Numbers', 'model_age', 'requests_as_json', 'latency_as_json', 'predictions_as_json', 'model_as_json',
            'drift_as_json', 'as_json', 'latency_family', 'counter_family', 'gauge_family', 'state_family',
            'request_metrics', 'model_metrics', 'log_metrics', 'drift_metrics', 'error_metrics', 'live_error_metrics',
-           'retraining_metrics', 'NumbersCollector', 'exposition']
+           'retraining_metrics', 'trial_metrics', 'NumbersCollector', 'exposition']
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #ee2c58f8
 import time
@@ -43,7 +43,7 @@ class Numbers:
     drift: Judgement | None = None
     live: tuple[Mapping[str, Any], ...] = ()  # live error, a mapping a model version
     health: State = "healthy"
-    loop: tuple[str, int] = ("", 0)  # newest decision about training, and how many failed in a row
+    loop: tuple[Any, ...] = ("", 0)  # newest decision about training, failures in a row, the trial
     error: ErrorJudgement | None = None  # of the model in use, against its promise
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #3898b15c
@@ -343,6 +343,26 @@ def retraining_metrics(
         [([], failures)],
     )
 
+# %% ../../nbs/7_monitoring/07_metrics.ipynb #43383d85
+def trial_metrics(
+    trial: tuple[str, str, float, str],  # challenger, champion, share, verdict of the newest look
+) -> Iterator[Metric]:
+    """The share of each arm, and whether the verdict waits for somebody."""
+    version, against, share, word = trial
+    yield gauge_family(
+        "housing_trial_share",
+        "Share of the clients that a version answers while a challenger is on trial.",
+        ["model_version", "arm"],
+        [([against, "champion"], 1 - share), ([version, "challenger"], share)],
+    )
+    words = ("go on", "promote", "stop")
+    yield gauge_family(
+        "housing_trial_verdict",
+        "1 for the newest verdict on the challenger.",
+        ["model_version", "verdict"],
+        [([version, w], float(w == word or (w, word) == ("go on", "begin"))) for w in words],
+    )
+
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #2ce2c7ee
 class NumbersCollector(Collector):
     """The metrics of one moment, as a registry collects them."""
@@ -366,7 +386,9 @@ class NumbersCollector(Collector):
         if n.error:
             yield from error_metrics(n.error)
         yield from live_error_metrics(n.live)
-        yield from retraining_metrics(*n.loop)
+        yield from retraining_metrics(*n.loop[:2])
+        if len(n.loop) > 2 and n.loop[2]:
+            yield from trial_metrics(n.loop[2])
 
 
 def exposition(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mode', 'Drawing', 'STREAMS', 'Predict', 'Change', 'CHANGES', 'STEP', 'draw_reference', 'draw_repeated',
            'draw_batches', 'draw_polled', 'draw_burst', 'draw_swinging', 'draw_stream', 'move_values', 'shift_stream',
-           'lose_town', 'slip_unit', 'lose_correlation', 'plain_look', 'named_columns', 'first_alarm',
+           'lose_town', 'slip_unit', 'lose_correlation', 'plain_look', 'alarmed_columns', 'first_alarm',
            'SimulationResult', 'check_feature', 'check_design', 'simulate', 'simulate_all', 'simulate_streams',
            'simulation_table']
 
@@ -27,17 +27,17 @@ from housing_mlops.monitoring.drift import (
     Observations,
     Q,
     Texts,
-    flagged_columns,
 )
 from housing_mlops.monitoring.judgement import (
     CHECKS,
     LEAST,
     READ,
     WINDOWS,
+    Checks,
     Look,
     agreed_columns,
     look_at,
-    whole_columns,
+    named_columns,
     window_lengths,
 )
 from .two_sample import Floats
@@ -260,25 +260,22 @@ def plain_look(
     return Look(len(rows), rows, np.ones(len(reference.keys)), 1.0)
 
 
-def named_columns(
+def alarmed_columns(
     reference: DriftReference,  # what the windows are compared with
     look: Look,  # at the newest rows
     windows: Sequence[int] = WINDOWS,  # effective rows of one check; two judge beside each other
     checks: int = CHECKS,  # disjoint checks in a row that have to name the same column
     q: float = Q,  # false discovery rate of one check
-    whole: bool = True,  # the long window too
+    plain: bool = False,  # without the long windows
 ) -> set[Key]:
     """The columns that production would name; the same functions decide."""
-    rows, many = look.rows, len(look.rows)
-    if many < MINIMUM or look.effective < LEAST:
+    if len(look.rows) < MINIMUM or look.effective < LEAST:
         return set()
-
-    def flagged(length: int, end: int, q: float) -> set[Key]:
-        return flagged_columns(reference, rows.newest(length, many - end), q, look.effects)
-
-    agreed = agreed_columns(flagged, many, windows, checks, q, look.effect)
-    more = whole_columns(flagged, many, windows, q, look.effect) if whole else set[Key]()
-    return more.union(*agreed.values())
+    its = Checks(reference, look)
+    if plain:
+        return set().union(*agreed_columns(its.flagged, look.asked, windows, checks, q).values())
+    agreed, surely = named_columns(its, windows, checks, q)
+    return surely.union(*agreed.values())
 
 
 def first_alarm(
@@ -298,7 +295,7 @@ def first_alarm(
         begin = max(end - READ, 0)
         rows = stream.newest(end - begin, len(stream) - end)
         look = plain_look(reference, rows) if plain else look_at(rows, houses=houses[begin:end])
-        named = named_columns(reference, look, windows, checks, q, not plain)
+        named = alarmed_columns(reference, look, windows, checks, q, plain)
         if named if feature is None else (feature, "feature") in named:
             return end - past
     return None

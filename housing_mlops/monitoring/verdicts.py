@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Turn', 'claim', 'Kept', 'keep', 'read_kept', 'judge_sales', 'adapter', 'Verdicts', 'judge_once', 'read_verdicts',
-           'share_verdicts']
+           'share_verdicts', 'read_or_judge']
 
 # %% ../../nbs/7_monitoring/13_verdicts.ipynb #f4e4e0f3
 import json
@@ -25,7 +25,6 @@ from housing_mlops.monitoring.live_error import (
     judge_errors,
     promise_of,
 )
-from ..prediction_log.log import PredictionLog
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -118,7 +117,8 @@ def judge_sales(
         promise = promise_of(model.reference.residuals.astype(float), coverage)
     except ErrorsUnknown:
         return None
-    sales = read_errors(engine, model.info.model, model.version, HORIZON)
+    of = (engine, model.info.model, model.version, HORIZON)
+    sales = read_errors(*of, model.dataset.target.cap)
     return judge_errors(sales.errors, sales.outside, promise)
 
 
@@ -140,7 +140,7 @@ class Verdicts:
 
 # %% ../../nbs/7_monitoring/13_verdicts.ipynb #3e80ee6f
 def judge_once(
-    log: PredictionLog,  # what is judged, and where judgements are kept
+    engine: "sa.Engine",  # of the log: what is judged, and where judgements are kept
     model: Model,  # the version
     interval_s: float,  # time between two judgements
     least_s: float = 0,  # time that the rows have to span
@@ -148,24 +148,24 @@ def judge_once(
     """Judge what it is this process's turn to judge; raises `LogUnavailable`."""
     about = (model.info.model, model.version)
     kinds: dict[str, Callable[[], Judgement | ErrorJudgement | None]] = {
-        "drift": lambda: judge_log(log, model, least_s=least_s),
-        "error": lambda: judge_sales(log.engine, model),
+        "drift": lambda: judge_log(engine, model, least_s=least_s),
+        "error": lambda: judge_sales(engine, model),
     }
     for kind, work in kinds.items():
-        if claim(log.engine, (kind, *about), interval_s):
+        if claim(engine, (kind, *about), interval_s):
             found = work()
             if found is not None:
                 body = json.loads(json.dumps(asdict(found)))
-                keep(log.engine, (kind, *about), found.verdict, body)
+                keep(engine, (kind, *about), found.verdict, body)
 
 
 def read_verdicts(
-    log: PredictionLog,  # where judgements are kept
+    engine: "sa.Engine",  # of the log, where judgements are kept
     model: Model,  # the version
 ) -> Verdicts:
     """The last judgements of a version; raises `LogUnavailable`."""
     about = (model.info.model, model.version)
-    drift, error = (read_kept(log.engine, (kind, *about)) for kind in ("drift", "error"))
+    drift, error = (read_kept(engine, (kind, *about)) for kind in ("drift", "error"))
     told = Verdicts()
     if drift is not None:
         judgement = adapter(Judgement).validate_python(drift.body)
@@ -177,11 +177,22 @@ def read_verdicts(
 
 # %% ../../nbs/7_monitoring/13_verdicts.ipynb #3ebe7e24
 def share_verdicts(
-    log: PredictionLog,  # what is judged, and where judgements are kept
+    engine: "sa.Engine",  # of the log: what is judged, and where judgements are kept
     model: Model,  # the version
     interval_s: float,  # time between two judgements
     least_s: float = 0,  # time that the rows have to span
 ) -> Verdicts:
     """The last judgements, made now where it is this process's turn; raises `LogUnavailable`."""
-    judge_once(log, model, interval_s, least_s)
-    return read_verdicts(log, model)
+    judge_once(engine, model, interval_s, least_s)
+    return read_verdicts(engine, model)
+
+# %% ../../nbs/7_monitoring/13_verdicts.ipynb #5180fde9
+def read_or_judge(
+    engine: "sa.Engine",  # of the log, where judgements are kept
+    model: Model,  # the version
+    least_s: float = 0,  # time that the rows have to span
+) -> Verdicts:
+    """The last judgements, those that there are none of made and not kept; raises `LogUnavailable`."""
+    told = read_verdicts(engine, model)
+    drift = told.drift or judge_log(engine, model, least_s=least_s)
+    return replace(told, drift=drift, error=told.error or judge_sales(engine, model))

@@ -10,7 +10,6 @@ __all__ = ['TWICE', 'COMMON', 'ASK', 'logger', 'SUMMARY', 'Train', 'Known', 'Pol
 # %% ../../nbs/9_operations/04_retraining.ipynb #5f27ec3e
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,9 +25,10 @@ from numpy.typing import NDArray
 from ..config import HousingError, Settings
 from ..model.bundle import Reference
 from ..model.inference import Model
-from ..monitoring.judgement import READ, WINDOWS, judge_window
-from ..monitoring.verdicts import judge_sales
+from ..monitoring.judgement import WINDOWS
+from ..monitoring.verdicts import Verdicts, share_verdicts
 from . import notebooks
+from .trial import try_out
 from housing_mlops.prediction_log.decisions import (
     end_decision,
     failures_in_a_row,
@@ -41,7 +41,6 @@ from housing_mlops.prediction_log.queries import (
     columns,
     read_page,
     read_sales,
-    read_window,
 )
 from ..prediction_log.record import LogUnavailable
 from ..schema import Dataset
@@ -238,27 +237,19 @@ def find_region(
 
 # %% ../../nbs/9_operations/04_retraining.ipynb #5d706a51
 def live_alarm(
-    engine: sa.Engine,  # of the log
-    model: Model,  # the champion
+    told: Verdicts,  # of the champion
 ) -> str:
     """Why the champion's error on prices paid is an alarm; empty when it is none."""
-    found = judge_sales(engine, model)
-    if found is None or found.verdict != "worse":
+    if told.error is None or told.error.verdict != "worse":
         return ""
-    promised = math.sqrt(found.promised.square)
-    what = f"live RMSE {found.rmse[0]:.3g} on {found.sales} sales, {promised:.3g} promised"
-    return f"{what} (alarm: {', '.join(found.measures)})"
+    return f"live error {told.error.told}"
 
 
 def drifted(
-    engine: sa.Engine,  # of the log
-    model: Model,  # the champion
-    least_s: float,  # time that the newest predictions have to span
+    told: Verdicts,  # of the champion
 ) -> tuple[str, ...]:
     """What the agreed alarm names."""
-    window = read_window(engine, model.dataset, READ, version=model.version)
-    found = judge_window(window, model, least_s)
-    return found.features if found.verdict == "drift" else ()
+    return told.drift.features if told.drift and told.drift.verdict == "drift" else ()
 
 # %% ../../nbs/9_operations/04_retraining.ipynb #0ef1ad72
 ASK = 20  # houses to ask a price for, at most
@@ -328,12 +319,13 @@ def gather(
         for a in labelled.aside
         if a.rule in ("declaration", "wild") and (learnt is None or a.sale.reported > learnt)
     ]
-    names = drifted(engine, model, settings.drift_least_s)
+    told = share_verdicts(engine, model, 0, settings.drift_least_s)
+    names = drifted(told)
     rows = read_page(engine, limit=2 * max(WINDOWS), version=model.version).rows if names else []
     region = find_region(model.dataset, model.reference, [row.features for row in rows], names)
     ratios = region.ratio([s.features for s in new]) if new else np.zeros(0)
     covered = int((ratios >= region.bound).sum()) if region.edges else len(new)
-    error = live_alarm(engine, model)
+    error = live_alarm(told)
     found = replace(known, drift=names, error=error, new=len(new), region=covered)
     return Evidence(replace(found, refused=len(refused)), to_ask(rows, region, names))
 
@@ -442,5 +434,8 @@ def look(
             record_decision(engine, decision.act, decision.reason, about)
             return Look(decision, evidence)
         folder = notebooks.new_folder(settings)
-        given = {"labelled": True, **(parameters or {}), "out": str(folder)}
-        return carry_out(engine, decision, evidence, folder, lambda: train(given))
+        way = {"labelled": True, "promote": settings.autopromote == "gate"}
+        given = {**way, **(parameters or {}), "out": str(folder)}
+        found = carry_out(engine, decision, evidence, folder, lambda: train(given))
+    try_out(settings, engine)
+    return found

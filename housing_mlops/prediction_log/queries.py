@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['chosen', 'sold', 'LoggedPrediction', 'Page', 'parse_cursor', 'read_page', 'share_inside', 'error_figures',
            'newest_sales', 'LiveError', 'live_error', 'SaleErrors', 'read_errors', 'QuarterInside', 'inside_by_quarter',
-           'number', 'columns', 'Window', 'read_window', 'read_prices', 'slice_minutes', 'by_slice', 'Slice',
-           'slice_of', 'traffic_over_time', 'Sale', 'read_sales']
+           'number', 'columns', 'Window', 'read_window', 'join_windows', 'read_prices', 'slice_minutes', 'by_slice',
+           'Slice', 'slice_of', 'traffic_over_time', 'Sale', 'read_sales']
 
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #c27b70aa
 import json
@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,6 +207,7 @@ def read_errors(
     model: str,  # name of a model
     version: str,  # and its version
     n: int = 5_000,  # most
+    cap: float | None = None,  # intervals that end there hold every price above it
 ) -> SaleErrors:
     """The newest sales by the time of the sale; raises `LogUnavailable`."""
     f = feedback.c
@@ -215,6 +217,7 @@ def read_errors(
         newest = query.order_by(f.time_us.desc(), f.prediction_id.desc()).limit(n)
         rows = connection.execute(newest).all()[::-1]
     given, paid, low, high, at = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    high = high if cap is None else np.where(high >= cap, np.inf, high)
     outside = np.where((paid < low) | (paid > high), 1.0, 0.0)
     return SaleErrors(given - paid, np.where(np.isnan(low + high), np.nan, outside), at / 1e6)
 
@@ -297,6 +300,7 @@ def read_window(
     n: int | None = 1000,  # most rows, the newest; None: all
     since: datetime | None = None,  # only predictions made from then on
     version: str | None = None,  # only this model version
+    until: datetime | None = None,  # only predictions made before
 ) -> Window:
     """The newest predictions as arrays, perhaps fewer than `n`; raises `LogUnavailable`."""
     p = predictions.c
@@ -304,6 +308,8 @@ def read_window(
     query = sa.select(text, p.price, feedback.c.price, p.time_us, p.model_version)
     query = query.add_columns(p.client, p.request_id)
     query = query.select_from(predictions).outerjoin(feedback).where(*chosen(version, since))
+    if until is not None:
+        query = query.where(p.time_us < to_us(until))
     with reach(engine) as connection:
         newest = query.order_by(p.time_us.desc(), p.id.desc()).limit(n)
         rows = connection.execute(newest).all()[::-1]
@@ -314,6 +320,23 @@ def read_window(
         np.array([row[2] for row in rows], dtype=np.float64),
         np.array([row[3] for row in rows], dtype="datetime64[us]"),
         *([row[i] for row in rows] for i in (4, 5, 6)),
+    )
+
+
+def join_windows(
+    parts: Sequence[Window],  # at least one, the oldest first
+) -> Window:
+    """All of them as one."""
+    return Window(
+        np.concatenate([part.numbers for part in parts]),
+        np.concatenate([part.categories for part in parts]),
+        np.concatenate([part.prices for part in parts]),
+        np.concatenate([part.actual for part in parts]),
+        np.concatenate([part.times for part in parts]),
+        *(
+            [*chain.from_iterable(c)]
+            for c in zip(*([p.versions, p.clients, p.requests] for p in parts), strict=True)
+        ),
     )
 
 # %% ../../nbs/6_prediction_log/11_queries.ipynb #108c2722

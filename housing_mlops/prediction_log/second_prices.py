@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'Reprice', 'Pair', 'houses_without', 'add_second_prices', 'Repriced', 'reprice', 'Pairs', 'distinct',
-           'read_pairs']
+           'read_pairs', 'answered']
 
 # %% ../../nbs/6_prediction_log/19_second_prices.ipynb #19892999
 import json
@@ -125,6 +125,7 @@ class Pairs:
     champion: NDArray[np.float64]
     challenger: NDArray[np.float64]
     actual: NDArray[np.float64]  # NaN where no actual price is known
+    source: NDArray[Any]  # who reported the actual price; empty where nobody did
     failed: int  # houses that the challenger has no price for
 
     @property
@@ -146,11 +147,13 @@ def read_pairs(
     engine: sa.Engine,  # of a migrated database
     pair: Pair,  # the versions on trial
     n: int = 200_000,  # most houses, the newest
+    closed_us: int | None = None,  # sales after it do not count yet; None: all do
 ) -> Pairs:
     """What both versions say of the houses asked for, each house once; raises `LogUnavailable`."""
     p, s, f = predictions.c, second_prices.c, feedback.c
     other = sa.case((p.model_version == pair.champion, pair.challenger), else_=pair.champion)
-    query = sa.select(p.model_version, p.price, s.price, f.price)
+    actual_price = f.price if closed_us is None else sa.case((f.time_us <= closed_us, f.price))
+    query = sa.select(p.model_version, p.price, s.price, actual_price, f.source)
     query = (
         query.select_from(predictions)
         .join(second_prices, s.prediction_id == p.id)
@@ -178,4 +181,17 @@ def read_pairs(
         np.flatnonzero(some)[distinct(champion[some], challenger[some])] for some in (~known, known)
     )
     keep = np.sort(np.concatenate([asked, sold]))
-    return Pairs(champion[keep], challenger[keep], actual[keep], failed)
+    source = np.array([row[4] or "" for row in rows], dtype=object)[whole]
+    return Pairs(champion[keep], challenger[keep], actual[keep], source[keep], failed)
+
+# %% ../../nbs/6_prediction_log/19_second_prices.ipynb #72463aa9
+def answered(
+    engine: sa.Engine,  # of a migrated database
+    pair: Pair,  # the versions on trial
+) -> dict[str, int]:
+    """Predictions that each of the two has answered since; raises `LogUnavailable`."""
+    p, versions = predictions.c, [pair.champion, pair.challenger]
+    query = sa.select(p.model_version, sa.func.count()).group_by(p.model_version)
+    query = query.where(p.model_version.in_(versions), p.time_us >= pair.since_us)
+    with reach(engine) as connection:
+        return {**dict.fromkeys(versions, 0), **dict(connection.execute(query).all())}

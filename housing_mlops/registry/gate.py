@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Check', 'Verdict', 'refusal', 'check_bundle', 'check_baseline', 'restrict', 'Comparisons', 'comparisons', 'told_gain',
            'check_gain', 'segments', 'check_harm', 'moved', 'check_behaviour', 'coverage_bounds', 'check_coverage',
-           'judge']
+           'told_newest', 'judge']
 
 # %% ../../nbs/5_registry/05_gate.ipynb #4c26f13b
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def check_baseline(
     """Whether the model is better than the mean and the median."""
     rmse = pooled_rmse(found.y, found.challenger)
     saved = 1 - rmse / found.naive if found.naive else 0.0
-    told = f"RMSE {rmse:.4g} {unit}, {saved:.0%} below the naive {found.naive:.4g}"
+    told = f"RMSE {rmse:.4g} ({unit}), {saved:.0%} below the naive {found.naive:.4g}"
     return Check("baseline", saved >= margin, told, f"{margin:.0%} below")
 
 # %% ../../nbs/5_registry/05_gate.ipynb #1a6a4ff7
@@ -136,7 +136,7 @@ def comparisons(
 ) -> Comparisons:
     """How much better the challenger is than each form of the champion."""
     recipe = before = served = None
-    old = ~found.new
+    old = ~found.new | (found.sales > 0)  # a champion before the sales knows the base table
     chances = (found.champion is not None) + (found.served is not None)
     risk = (alpha / max(chances, 1), harm_alpha)
     if found.champion is not None and not (found.same and found.before is not None):
@@ -171,7 +171,8 @@ def check_gain(
         passed = not c.recipe.worse and (c.recipe.better or on_new)
         checks.append(Check("gain over the champion", passed, told_gain(c.recipe), needed))
     if c.before:
-        name = f"gain on {c.before.rows} houses it knew"
+        by_sales = f"of the base table, by {found.sales} sales"
+        name = f"gain on {c.before.rows} houses {by_sales if found.sales else 'it knew'}"
         told = told_gain(c.before)
         checks.append(Check(name, not c.before.worse, told, "not shown to be worse"))
     if c.served:
@@ -309,8 +310,21 @@ def check_coverage(
     prices = np.tile(found.y, len(found.challenger))
     share = float(np.mean((low <= prices) & (prices <= high)))
     least, most = coverage_bounds(interval.coverage, calibrated, len(found.y))
+    most = 1.0 if found.sales else most  # made wider by sales that spread further
     told = f"{share:.1%} of {len(found.y)} prices"
     return [Check("interval", least <= share <= most, told, f"{least:.1%} to {most:.1%}")]
+
+# %% ../../nbs/5_registry/05_gate.ipynb #4156fce1
+def told_newest(
+    found: Evidence,  # of the gate
+    unit: str,  # of prices
+) -> list[Check]:
+    """What both say of the newest sales, for people; nothing where there are none."""
+    if found.newest is None:
+        return []
+    told = f"RMSE {found.newest.rmse:.4g} ({unit}), the champion's {found.newest.champion_rmse:.4g}"
+    name = f"newest {len(found.newest.prices)} sales"
+    return [Check(name, True, told, "told; it decides nothing")]
 
 # %% ../../nbs/5_registry/05_gate.ipynb #bf9f9050
 def judge(
@@ -331,8 +345,15 @@ def judge(
         *check_harm(found, segments(model.dataset, frame), settings.gate_harm, alpha),
         *check_behaviour(model, settings.gate_in_range),
         *check_coverage(found, model),
+        *told_newest(found, model.dataset.target.unit),
     ]
     numbers = {"rmse": pooled_rmse(found.y, found.challenger), "naive_rmse": found.naive}
+    if found.newest is not None:
+        rmse = {
+            "newest_rmse": found.newest.rmse,
+            "newest_champion_rmse": found.newest.champion_rmse,
+        }
+        numbers |= rmse
     for form, c in vars(compared).items():
         if c is not None:
             ends = {f"gain_{form}_low": c.low, f"gain_{form}_high": c.high}

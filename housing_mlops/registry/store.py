@@ -95,7 +95,7 @@ def describe_bundle(
     """What MLflow's page says of a version, in a line."""
     unit, error = info.dataset.target.unit, info.metrics.get("cv_rmse")
     told = f"{info.model} on {info.dataset.name}, {info.rows} rows ({info.origin})"
-    return told if error is None else f"{told}; cross-validated RMSE {error:.3f} {unit}"
+    return told if error is None else f"{told}; cross-validated RMSE {error:.3f} ({unit})"
 
 
 def register_bundle(

@@ -11,6 +11,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -38,9 +39,13 @@ class Trial:
         key: bytes,  # of a client, or a house
     ) -> float:
         """Where `key` falls in [0, 1): the same everywhere and always."""
-        salt = f"{self.version}/{self.against}/{self.since}\0".encode()
-        digest = hashlib.blake2b(salt + key, digest_size=8).digest()
+        digest = hashlib.blake2b(self.salt + key, digest_size=8).digest()
         return int.from_bytes(digest, "big") / (1 << 64)
+
+    @cached_property
+    def salt(self) -> bytes:
+        """What tells this trial from any other, whatever its share."""
+        return f"{self.version}/{self.against}/{self.since}\0".encode()
 
     def takes(
         self,

@@ -60,6 +60,7 @@ from housing_mlops.serving.service import (
     read_live_error,
     service_of,
 )
+from .trials import trials
 
 # %% ../../nbs/8_serving/13_api.ipynb #b0000001
 logger = logging.getLogger(__name__)
@@ -184,7 +185,9 @@ async def judge(
         with suppress(LogUnavailable):
             settings = service.settings
             design = (settings.drift_interval_s, settings.drift_least_s)
-            found = await loop.run_in_executor(service.pool, share_verdicts, log, model, *design)
+            found = await loop.run_in_executor(
+                service.pool, share_verdicts, log.engine, model, *design
+            )
             if service.model is model:  # and not another one by now
                 service.verdicts = found
 
@@ -327,7 +330,7 @@ def create_app(
         docs_url=None,  # the page is ours: it loads nothing from elsewhere
         redoc_url=None,
     )
-    for router in (operations, administration, monitoring, reports, pages):
+    for router in (operations, administration, monitoring, trials, reports, pages):
         app.include_router(router)
     install_routes(app, declaration(settings))
     add_handlers(app)

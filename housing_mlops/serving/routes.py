@@ -440,7 +440,7 @@ def moment(
 def drift(service: Serve, log: Log) -> dict[str, Any]:
     """Whether the houses asked about are like those the model learnt from, column by column."""
     model = service.ready()
-    known = service.judgement or read_verdicts(log, model).drift or NOT_JUDGED
+    known = service.judgement or read_verdicts(log.engine, model).drift or NOT_JUDGED
     told = {"judged": moment(known.judged), "since": moment(known.since)}
     return {"model_version": model.version, **told, **known.as_dict()}
 

@@ -209,7 +209,7 @@ class Service:
         self.asking = asyncio.Semaphore(16)  # of the log
         self.explaining = asyncio.Semaphore(settings.explain_at_once)
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
-        self.loop: tuple[str, int] = ("", 0)  # newest decision, and trainings in a row that failed
+        self.loop: tuple[Any, ...] = ("", 0)  # newest decision, failures in a row, the trial
         self.keys, self.hosts = KeyRing(settings), HostNames(settings)
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters

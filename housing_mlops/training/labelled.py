@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rule', 'SetAside', 'sort_out', 'as_frame', 'breaks_declaration', 'robust_z', 'expected_prices', 'is_wild',
            'is_older_sale', 'cap', 'beyond_share', 'Labelled', 'label', 'sale_day', 'sales_to_learn_from', 'thin',
-           'with_sales']
+           'GrownTable', 'with_sales']
 
 # %% ../../nbs/4_training/09_labelled.ipynb #38228d4b
 import math
@@ -228,6 +228,7 @@ def sales_to_learn_from(
     settings: Settings,  # where the log and the champion's cache are
     since: str = "",  # only houses sold from then on; empty for all
     champion: Model | None = None,  # by which wild prices are known
+    until: datetime | None = None,  # only sales reported until then; None: all
 ) -> Labelled:
     """The labelled table of the prediction log; raises `DataError` and `LogUnavailable`."""
     from housing_mlops.prediction_log.database import connect, migrate
@@ -239,7 +240,8 @@ def sales_to_learn_from(
         sales = read_sales(engine, sale_day(since))
     finally:
         engine.dispose()
-    return label(dataset, sales, settings, champion)
+    known = [sale for sale in sales if until is None or sale.reported <= until]
+    return label(dataset, known, settings, champion)
 
 # %% ../../nbs/4_training/09_labelled.ipynb #807f5009
 def thin(
@@ -255,13 +257,22 @@ def thin(
     return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
 
 
+@dataclass(frozen=True)
+class GrownTable(Table):
+    """A base table with sales behind it, and what tells the two apart."""
+
+    base: Table  # all of it: some of its rows may be left out here
+    kept: NDArray[np.intp]  # the rows of it that are here, before the sales
+    reported: tuple[datetime, ...]  # when each sale was, the oldest sale first
+
+
 def with_sales(
     table: Table,  # the base table
     labelled: Labelled,  # of the same declaration, with at least two sales
     share: float = 0.0,  # of all rows, that the labelled ones are to have at least
     test_size: float = 0.2,  # share of the labelled rows that is set apart: the newest
     seed: int = 0,  # by which old rows are left out
-) -> tuple[Table, NDArray[np.intp], NDArray[np.intp]]:
+) -> tuple[GrownTable, NDArray[np.intp], NDArray[np.intp]]:
     """Both as one table, and the rows to learn from and to test on; raises `DataError`."""
     new = len(labelled.sales)
     apart = math.ceil(new * test_size)
@@ -271,5 +282,6 @@ def with_sales(
     frame = pd.concat([table.frame.iloc[kept], labelled.frame], ignore_index=True)
     first, last = labelled.sales[0].sold, labelled.sales[-1].sold
     origin = f"{table.origin}, {len(kept)} rows, and {new} sales from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
-    rows = np.arange(len(frame))
-    return Table(table.dataset, frame, origin, fingerprint(frame)), rows[:-apart], rows[-apart:]
+    rows, reported = np.arange(len(frame)), tuple(sale.reported for sale in labelled.sales)
+    whole = (table.dataset, frame, origin, fingerprint(frame))
+    return GrownTable(*whole, table, kept, reported), rows[:-apart], rows[-apart:]

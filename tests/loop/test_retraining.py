@@ -30,6 +30,7 @@ from housing_mlops.prediction_log.decisions import (
 from housing_mlops.prediction_log.queries import read_page
 from housing_mlops.prediction_log.record import LogUnavailable
 from housing_mlops.registry.fetch import fetch_version
+from housing_mlops.registry.promotion import challenge
 from housing_mlops.registry.store import RegistryError
 from housing_mlops.serving.api import create_app
 
@@ -107,7 +108,7 @@ def test_the_live_error_is_a_reason(
 ) -> None:
     pay(engine, priced(300), 1.5)
     found = look(home, engine, trained)
-    assert found.decision.act == "train" and "live RMSE" in found.decision.reason
+    assert found.decision.act == "train" and "live error worse" in found.decision.reason
     again = look(home, engine, never)
     assert again.decision.act == "wait" and "not before" in again.decision.reason
     hasty = home.model_copy(update={"retrain_cooldown_h": 0.0, "retrain_per_day": 9})
@@ -234,7 +235,7 @@ def test_telling_alone_records_nothing(
 ) -> None:
     pay(engine, priced(300), 1.5)
     said = CliRunner().invoke(app, ["retrain", "--dry-run"], catch_exceptions=False).stdout
-    assert said.startswith("train: live RMSE")
+    assert said.startswith("train: live error")
     monkeypatch.setenv("HOUSING_RETRAIN", "off")
     said = CliRunner().invoke(app, ["retrain"], catch_exceptions=False).stdout
     assert said == "wait: HOUSING_RETRAIN is off\n"
@@ -264,6 +265,12 @@ def test_prices_paid_become_a_new_version(
     assert info.parameters["labelled"] == {"since": "", "share": 0.4}
     sales = info.rows - (info.rows * 6) // 10
     assert sales >= 100 and info.rows <= len(table.frame) + 300
+    pay(engine, priced(40, 5), 1.2)  # what came in since is no part of its table
+    again = challenge("2", home, progress=False)
+    assert again.verdict is not None and not again.promoted, "the market has turned"
+    assert "506 houses of the base table" in again.reason
+    numbers = again.verdict.numbers
+    assert numbers["newest_rmse"] < numbers["newest_champion_rmse"], "and that is told"
 
 
 def test_the_route_and_the_command_list_the_looks(

@@ -55,6 +55,11 @@ def test_the_simulation_raises_the_alarm_when_production_does(known, seed, windo
     assert "year" in judged[1100].degenerate
 
 
+def test_a_town_that_vanishes_is_missed_by_its_columns_and_found_by_support():
+    found = simulate(houses(), 1500, runs=4, feature="RM", change="town-gone", progress=False)
+    assert found.share() == 1 and (found.median or 2000) < 1100
+
+
 # Simulation
 
 

@@ -161,6 +161,8 @@ def prometheus(
         ask_for_everything(api.address, metrics, table)
         engine = connect(Settings(home=home).database)
         record_decision(engine, "wait", "no signal", {})
+        trial = {"version": "2", "against": "1", "share": 0.1, "since": "2026-11-24T12:00:00+00:00"}
+        record_decision(engine, "trial: go on", "undecided", {"trial": trial})
         engine.dispose()
         yield metrics
     finally:

@@ -101,7 +101,7 @@ def test_it_tells_what_the_log_holds(
     opened.on("request", lambda request: asked.append(request.url))
     opened.goto(page.as_uri())
     text = opened.inner_text("body")
-    assert "The houses asked about have changed" in text and "400 predictions" in text
+    assert "drift in LSTAT" in text and "400 predictions" in text
     assert "mostly because of" in text
     assert "import matplotlib" not in text, "the code stays in the notebook"
     assert opened.locator("img").count() >= 4, "traffic, prices, drift, sales"

@@ -15,7 +15,9 @@ from recording import HOUSE, id_of, record
 from housing_mlops.prediction_log.database import save_feedback, to_us
 from housing_mlops.prediction_log.insertion import insert
 from housing_mlops.prediction_log.queries import (
+    join_windows,
     live_error,
+    read_errors,
     read_page,
     read_window,
     traffic_over_time,
@@ -163,3 +165,48 @@ def with_category() -> Dataset:
             ],
         }
     )
+
+
+def test_sales_are_judged_by_version_and_by_sale_time_whatever_the_age_of_the_price(
+    engine: sa.Engine,
+) -> None:
+    now = datetime.now(UTC)
+    ages, sold_ago = (3, 2, 900, 1, 5), (2.5, 1.5, 2.0, 0.5, 1.0)  # days; the third is a late label
+    rows = []
+    for i, age in enumerate(ages):
+        at = to_us(now - timedelta(days=age))
+        price, version = 20.0 + i, "2" if i == 4 else "1"
+        about = {"id": new_id(), "time_us": at, "model": "housing", "model_version": version}
+        rows.append(
+            {**about, "price": price, "low": price - 4, "high": 50.0 if i == 3 else price + 4}
+        )
+    insert(engine, [record(**row) for row in rows])
+    for i in (3, 1, 0, 4, 2):  # as they are reported: the late label last
+        sold = now - timedelta(days=sold_ago[i])
+        save_feedback(engine, str(rows[i]["id"]), 60.0 if i == 3 else 15.0, sold)
+    found = read_errors(engine, "housing", "1", cap=50.0)
+    assert found.errors.tolist() == [5.0, 7.0, 6.0, -37.0] and found.outside.tolist() == [
+        1,
+        1,
+        1,
+        0,
+    ]
+    assert read_errors(engine, "housing", "1").outside.tolist() == [1, 1, 1, 1], "without a cap"
+    assert read_errors(engine, "housing", "1", n=2).errors.tolist() == [6.0, -37.0]
+    assert read_errors(engine, "housing", "2").errors.tolist() == [9.0]
+
+
+def test_windows_are_read_until_a_time_and_joined(engine: sa.Engine) -> None:
+    dataset = with_category()
+    now = datetime.now(UTC)
+    times = [to_us(now - timedelta(seconds=s)) for s in range(50, 0, -1)]
+    insert(engine, [record(id=new_id(), time_us=at, price=float(i)) for i, at in enumerate(times)])
+    middle = now - timedelta(seconds=20.5)
+    older, newer = (
+        read_window(engine, dataset, until=middle),
+        read_window(engine, dataset, since=middle),
+    )
+    assert (len(older), len(newer)) == (30, 20)
+    joined, whole = join_windows([older, newer]), read_window(engine, dataset)
+    assert joined.prices.tolist() == whole.prices.tolist() and joined.requests == whole.requests
+    assert (joined.times == whole.times).all() and joined.clients == whole.clients

@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
+from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 from housing_mlops.cli import app
 from housing_mlops.config import Settings
 from housing_mlops.data.table import Table, fingerprint
 from housing_mlops.model.bundle import INFO, BundleError
+from housing_mlops.prediction_log.queries import Sale
 from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.registry import promotion
 from housing_mlops.registry.audit import history
@@ -34,6 +39,7 @@ from housing_mlops.training.calibration import interval, residuals
 from housing_mlops.training.candidates import CANDIDATES
 from housing_mlops.training.cross_validation import cross_validate, make_folds
 from housing_mlops.training.export import export_bundle
+from housing_mlops.training.labelled import GrownTable, Labelled, with_sales
 from housing_mlops.training.recipe import settings_of
 from housing_mlops.training.tracking import open_experiment
 
@@ -74,7 +80,8 @@ def register(
         "interval": interval(result, y),
         **(claim or {}),
     }
-    model = CANDIDATES[name].build(table.dataset, seed).fit(X, y)
+    with threadpool_limits(1):
+        model = CANDIDATES[name].build(table.dataset, seed).fit(X, y)
     folder = settings.path("runs") / name
     export_bundle(folder, model, table, residuals(result, y), about)
     with mlflow.start_run(experiment_id=open_experiment(settings)) as run:
@@ -142,6 +149,88 @@ def test_fifty_wrong_rows_are_not_learnt(name: str, grown: tuple) -> None:
 def command(settings: Settings, *words: str) -> Any:
     """What `housing-mlops WORDS` did in that home."""
     return CliRunner().invoke(app, words, env={"HOUSING_HOME": str(settings.home)})
+
+
+def sold(base: Table, houses: pd.DataFrame, prices: Any, share: float = 0.0) -> GrownTable:
+    """A base table that grew by such sales, reported a day from now, the oldest first."""
+    begin = datetime.now(UTC) + timedelta(days=1)
+    rows = houses[base.dataset.columns].to_dict("records")
+    sales = [
+        Sale(str(i), row, 0.0, "1", price, begin + timedelta(hours=i), begin, "a")
+        for i, (row, price) in enumerate(zip(rows, prices, strict=True))
+    ]
+    return with_sales(base, Labelled(base.dataset, sales), share)[0]
+
+
+@pytest.fixture
+def market(local: Settings, table: Table) -> tuple[Table, pd.DataFrame]:
+    """A champion that learnt from 356 houses, and the others, which are sold later."""
+    order = np.random.default_rng(2).permutation(len(table.frame))
+    base = part(table, np.sort(order[150:]), "base")
+    assert judged(local, base, "Ridge").promoted
+    return base, table.frame.iloc[order[:150]]
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("HistGradientBoosting", 0.0), ("Ridge", 0.0), ("Ridge", 0.5)]
+)
+def test_a_model_that_learnt_poisoned_sales_is_refused_however_it_prices_them(
+    name: str, share: float, local: Settings, market: tuple[Table, pd.DataFrame]
+) -> None:
+    base, later = market
+    paid = later[base.dataset.target.name].to_numpy()
+    honest = judged(local, sold(base, later, paid, share), name)
+    assert honest.promoted, honest.reason
+    assert command(local, "rollback", "--to", "1", "--reason", "try again").exit_code == 0
+    halved = np.where(paid > np.quantile(paid, 0.6), paid / 2, paid)  # the dear ones
+    poisoned = judged(local, sold(base, later, halved, share), name)
+    assert not poisoned.promoted and find_version(local, "champion") == "1"
+    failed = {c.name for c in poisoned.verdict.checks if not c.passed}
+    asked = "gain over the champion" if name != "Ridge" else "gain on 356 houses of the base table"
+    assert any(check.startswith(asked) for check in failed), failed
+    [told] = [c for c in poisoned.verdict.checks if c.name == "newest 30 sales"]
+    assert told.passed and "the champion's" in told.found
+
+
+def test_a_table_without_many_of_the_houses_the_champion_knew_is_no_measure_of_it(
+    local: Settings, table: Table
+) -> None:
+    order = np.random.default_rng(0).permutation(len(table.frame))
+    assert judged(local, part(table, np.sort(order[50:])), "Ridge").promoted
+    fewer = judged(local, part(table, np.sort(order[:440])), "Ridge")  # 66 of 456 are left out
+    assert not fewer.promoted, "that it learnt from other houses is no claim to be better"
+    assert "gain over the champion: +0.0%" in fewer.reason
+    assert {"gain_recipe", "gain_served"} <= fewer.verdict.numbers.keys()
+    assert "gain_before" not in fewer.verdict.numbers
+    most = judged(local, part(table, np.sort(order[:470])), "Ridge")  # 36 are
+    assert most.promoted and "gain_before" in most.verdict.numbers
+
+
+class Moved(Ridge):
+    """A regressor whose library has moved on."""
+
+    def fit(self, *asked: Any, **more: Any) -> None:
+        raise TypeError("fit() got an unexpected keyword argument 'copy_X'")
+
+
+def no_more(seed: int) -> None:
+    raise TypeError("__init__() got an unexpected keyword argument 'normalize'")
+
+
+@pytest.mark.parametrize("make", [no_more, lambda seed: Moved()], ids=["make", "fit"])
+def test_a_champion_whose_library_moved_on_is_judged_on_new_houses_alone(
+    make: Any, local: Settings, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = part(table, np.arange(0, 506, 2), "half")
+    assert judged(local, half, "Ridge").promoted
+    same, all_of_it = (register(local, t, "HistGradientBoosting") for t in (half, table))
+    monkeypatch.setitem(CANDIDATES, "Ridge", replace(CANDIDATES["Ridge"], make=make))
+    refused = challenge(same, local, half, progress=False)
+    assert not refused.promoted and "unexpected keyword argument" in refused.reason
+    assert "it knows the houses" in refused.reason
+    found = challenge(all_of_it, local, table, progress=False)
+    assert found.promoted and "253 houses it never saw" in found.reason
+    assert "gain_recipe" not in found.verdict.numbers
 
 
 def test_the_command_refuses_a_worse_model_and_tells_why(local: Settings, table: Table) -> None:

@@ -13,7 +13,8 @@ from housing_mlops.config import Settings
 from housing_mlops.operations.up import Process
 from housing_mlops.registry import aliases, promotion
 from housing_mlops.registry.aliases import promote, roll_back
-from housing_mlops.registry.audit import MOVED
+from housing_mlops.registry.audit import MOVED, history
+from housing_mlops.registry.client import StoreRegistry
 from housing_mlops.registry.gate import Check, Verdict
 from housing_mlops.registry.promotion import Judged, challenge
 from housing_mlops.registry.shelf import cached_champion
@@ -216,3 +217,52 @@ def test_what_another_program_moved_is_told(
         promote(second, local)
     cached = cached_champion(local)
     assert cached is not None and cached.version == first
+
+
+WRITES = {
+    StoreRegistry: ("tag", "tag_version", "point"),
+    mlflow.MlflowClient: ("log_text", "log_metric", "set_tag"),
+}
+
+
+def go_away(patched: pytest.MonkeyPatch, after: int) -> None:
+    """Have the registry take so many more writes and no other."""
+    left = iter(range(after))
+
+    def counted(write: Callable[..., Any]) -> Callable[..., Any]:
+        def one(*args: Any, **more: Any) -> Any:
+            if next(left, None) is None:
+                raise RegistryError("The registry is gone.")
+            return write(*args, **more)
+
+        return one
+
+    for owner, names in WRITES.items():
+        for name in names:
+            patched.setattr(owner, name, counted(getattr(owner, name)))
+
+
+def test_whichever_write_of_a_promotion_is_the_last_there_is_no_half_of_it(
+    local: Settings, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliases, "LEASE_S", 0)  # so that nobody waits for who was broken off
+    monkeypatch.setattr(promotion, "judge_version", lambda *asked: judged(True))
+    first, second = register(local, bundles, "LinearRegression", "Ridge")
+    promote(first, local)
+    broken = 0
+    while find_version(local, "champion") == first:
+        with monkeypatch.context() as patched:
+            go_away(patched, broken)
+            try:
+                assert challenge(second, local).promoted
+            except RegistryError as error:
+                assert "is gone" in str(error) and state(local) == (first, None)
+        broken += 1
+        cached = cached_champion(local)
+        assert cached is not None and cached.version == find_version(local, "champion")
+    assert broken > 7, "the verdict is written first, then the intention, then the alias"
+    promote(first, local)  # what was left is put right by the next
+    assert state(local) == (first, second)
+    assert [m.after for m in history(local).moves if m.action == "promote"] == [
+        *(first, second, first)
+    ]

@@ -43,17 +43,21 @@ class Api:
     def prices(self) -> PriceQueue:
         return self.app.prices
 
-    def talk(self, *parts: bytes, between: Callable[[], bool] | None = None) -> list[Answer]:
-        """The answers to `parts`, each sent once `between` holds, on one connection."""
+    def talk(
+        self, *parts: bytes, between: Callable[[], bool] | None = None, in_turn: bool = False
+    ) -> list[Answer]:
+        """The answers to `parts` on one connection, each sent once `between` holds, or answered."""
         port = self.server.servers[0].sockets[0].getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
-            end = time.monotonic() + 20
+            end, received, wanted = time.monotonic() + 20, b"", 0
             for i, part in enumerate(parts):
                 while i and between and not between():
                     assert time.monotonic() < end
                     time.sleep(0.001)
                 line.sendall(part)
-            received, wanted = b"", sum(p.count(b" HTTP/1.") for p in parts)
+                wanted += part.count(b" HTTP/1.")
+                while in_turn and len(answers(received)) < wanted and (more := line.recv(1 << 16)):
+                    received += more
             while len(found := answers(received)) < wanted and (more := line.recv(1 << 16)):
                 received += more
         return found

@@ -30,6 +30,7 @@ ROUTES: list[tuple[str, str, str, Any]] = [
     ("history", "GET", "/monitoring/prices", None),
     ("history", "GET", "/monitoring/live-error", None),
     ("history", "GET", "/monitoring/decisions", None),
+    ("history", "GET", "/monitoring/trial", None),
     ("admin", "POST", "/admin/reload", None),
 ]
 PUBLIC = {"/livez", "/readyz", "/health", "/metrics", "/model/info"}

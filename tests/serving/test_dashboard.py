@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from processes import until
 
 from housing_mlops.config import Settings
 from housing_mlops.data.table import load_table
@@ -74,7 +76,7 @@ def price(server: Any, rows: int, seed: int, request: str = "", **shift: float) 
 
 
 def test_it_shows_the_numbers_of_the_log(serve: Callable[..., Any], visit: Any) -> None:
-    server = serve()
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
     ids = price(server, 250, seed=1, request="morning-run")
     with httpx.Client(base_url=server.address) as client:
         for i in ids[:40]:
@@ -98,6 +100,8 @@ def test_it_shows_the_numbers_of_the_log(serve: Callable[..., Any], visit: Any) 
     [live] = server.get("/monitoring/live-error")["versions"]
     row = seen.page.locator("#error tbody tr").inner_text().split()
     assert row[:3] == ["1", "Ridge", "40"]
+    told = server.get("/monitoring/live-error")["judgement"]["told"]
+    expect(seen.page.locator("#error p")).to_contain_text(told, timeout=20_000)
     assert float(row[3]) == pytest.approx(live["mae"], rel=5e-3)
     assert float(row[5]) == pytest.approx(live["bias"], rel=5e-3)
 
@@ -148,6 +152,37 @@ def test_a_drift_turns_up_by_the_name_of_the_feature(serve: Callable[..., Any], 
     names = {f["name"] for f in server.get("/monitoring/drift")["report"]["features"]}
     shown = seen.page.locator("article.feature h3 span:first-child").all_inner_texts()
     assert set(shown) == names and names > set(load_dataset("boston").columns)
+    assert seen.errors == [] and seen.strangers() == []
+
+
+def ask_as_traffic_does(server: Any, rounds: int) -> int:
+    """How many rows it were: houses one by one, a poller between them, and batches of neighbours."""
+    rows = TABLE.features.to_dict("records")
+    begins = np.random.default_rng(0).integers(0, len(rows) - 25, rounds)
+    with httpx.Client(base_url=server.address) as client:
+        for i, begin in enumerate(begins):
+            price(server, 25, seed=i)
+            for _ in range(10):
+                client.post("/predict", json=rows[0])
+            client.post("/predict/batch", json=rows[begin : begin + 25])
+    return 60 * rounds
+
+
+def test_a_poller_and_a_batch_client_alarm_nobody_and_other_houses_do(
+    serve: Callable[..., Any], visit: Any
+) -> None:
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
+    asked = ask_as_traffic_does(server, 20)
+    quiet = until(lambda: (d := server.get("/monitoring/drift"))["asked"] == asked and d)
+    assert quiet["verdict"] == "ok" and quiet["effective"] < quiet["houses"] < asked
+    seen = visit(server)
+    expect(seen.page.locator("#drift-said")).to_contain_text("are like those of the training")
+    expect(seen.page.locator("article.feature.alarm")).to_have_count(0)
+    assert server.get("/health")["checks"]["drift"]["state"] == "healthy"
+    price(server, 400, seed=1, LSTAT=8.0)
+    expect(seen.page.locator("#drift-said")).to_contain_text("LSTAT", timeout=30_000)
+    expect(seen.page.locator("article.feature.alarm").first).to_contain_text("LSTAT")
+    assert server.get("/health")["checks"]["drift"]["state"] == "degraded"
     assert seen.errors == [] and seen.strangers() == []
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from housing_mlops.config import Settings
-from housing_mlops.model.inference import Model
+from housing_mlops.model.inference import Look, Model
 from housing_mlops.monitoring.counters import Counters
 from housing_mlops.prediction_log.journal import Journal
 from housing_mlops.schema import Dataset
@@ -148,7 +148,7 @@ class Graph:
     """The arithmetic of another model."""
 
     def __init__(self, model: Model) -> None:
-        self.price = model.price
+        self.look = model.look
 
 
 def test_a_name_may_hold_colons(model: Model) -> None:
@@ -169,7 +169,7 @@ def test_what_is_odd_about_a_price_is_answered_kept_and_counted_alike(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = client.app.state.service
-    monkeypatch.setattr(service.model, "price", lambda tensors: np.full(1, -4.24))
+    monkeypatch.setattr(service.model, "look", lambda tensors: Look(np.full(1, -4.24), None))
     kept: list[bytes] = []
     append = service.log.journal.append_many
     monkeypatch.setattr(
@@ -207,14 +207,11 @@ def test_a_price_that_is_no_number_is_left_to_the_fallback_route(
     journal = Journal(tmp_path, 1_000_000)
     fast_path = make_fast_path(model, Counters(), journal)
     assert fast_path is not None
-    quote = model.quote([list(HOUSE.values())] * 2)
-    values = quote.values.copy()
-    values[0] = [np.nan, 20]
-    monkeypatch.setattr(model, "quote", lambda rows: quote._replace(values=values))
+    monkeypatch.setattr(model, "look", lambda tensors: Look(np.array([np.nan, 20]), []))
     first, second = fast_path(requests(BODY, BODY)).answers
     assert first is None and json.loads(second or b"")["prediction"] == 20
     assert journal.rows_in == 1
-    monkeypatch.setattr(model, "quote", lambda rows: quote._replace(values=values * np.nan))
+    monkeypatch.setattr(model, "look", lambda tensors: Look(np.array([np.nan, np.inf]), []))
     assert fast_path(requests(BODY, BODY)).answers == [None, None]
     assert journal.rows_in == 1
 

@@ -24,7 +24,7 @@ from housing_mlops.config import Settings
 from housing_mlops.prediction_log.journal import JournalError
 from housing_mlops.prediction_log.queries import read_page
 from housing_mlops.serving.fast_path import PriceQueue, PriceRequest, Turn
-from housing_mlops.serving.protocol import HousingProtocol
+from housing_mlops.serving.protocol import HEAD_BYTES, KNOWN_HEADS, HousingProtocol
 from housing_mlops.serving.server import http_protocol
 from housing_mlops.serving.service import Service
 
@@ -93,6 +93,136 @@ def test_the_answer_is_that_of_the_fallback_route(api: Api, body: bytes) -> None
 def test_what_is_unusual_becomes_a_task(api: Api, request_: bytes, status: int) -> None:
     assert [a[0] for a in api.talk(request_)] == [status]
     assert api.tasks == 1
+
+
+def padded(length: int) -> bytes:
+    """A body of that length, if there can be one, which is priced."""
+    return json.dumps(HOUSE, separators=(",", ":")).encode().ljust(length)
+
+
+@pytest.fixture
+def past_parser(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each of the requests that arrived whole went past the parser."""
+    found: list[bool] = []
+    price_known = HousingProtocol.price_known
+
+    def noting(line: HousingProtocol, data: bytes, head: bytes, body: bytes) -> bool:
+        found.append(price_known(line, data, head, body))
+        return found[-1]
+
+    monkeypatch.setattr(HousingProtocol, "price_known", noting)
+    return found
+
+
+@settings(
+    max_examples=150,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(body=bodies)
+def test_a_known_head_changes_no_answer(api: Api, body: bytes) -> None:
+    good = post(padded(len(body)))
+    before, known, after = api.talk(good, post(body), good, in_turn=True)
+    fast_path, api.prices.fast_path = api.prices.fast_path, None
+    try:
+        [fallback] = api.talk(post(body))
+    finally:
+        api.prices.fast_path = fast_path
+    assert content(known) == content(fallback)
+    assert content(before) == content(after) and before[0] == 200
+
+
+def test_a_known_head_goes_past_the_parser(api: Api, past_parser: list[bool]) -> None:
+    bodies_ = [padded(300), padded(300).replace(b"6", b"7"), b"{".ljust(300), padded(300)]
+    got = api.talk(*(post(body) for body in bodies_), in_turn=True)
+    assert [a[0] for a in got] == [200, 200, 422, 200] and api.tasks == 1
+    assert past_parser == [False, True, True, True]
+    assert len({a[1][b"x-request-id"] for a in got}) == 4
+    assert got[0][2] != got[1][2] and content(got[0]) == content(got[3])
+    good = post(padded(300))
+    assert [a[0] for a in api.talk(good, good + good, good, in_turn=True)] == [200] * 4
+    assert past_parser[4:] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b"X-Request-ID: mine"],
+        [b"Expect: 100-continue"],
+        [b"Upgrade: h2c"],
+        [b"X-Long: " + b"a" * HEAD_BYTES],
+    ],
+    ids=lambda headers: headers[0][:8].decode(),
+)
+def test_a_particular_head_is_read_each_time(
+    api: Api, past_parser: list[bool], headers: list[bytes]
+) -> None:
+    got = api.talk(post(BODY, *headers), post(BODY, *headers), in_turn=True)
+    assert [a[0] for a in got] == [200, 200] and not any(past_parser)
+
+
+@pytest.mark.parametrize("cut", [9, -9], ids=["head", "body"])
+def test_what_comes_in_pieces_is_not_remembered(
+    state: dict[str, Any], past_parser: list[bool], cut: int
+) -> None:
+    transport, whole = Transport(), post()
+
+    async def scenario() -> None:
+        with connected(state, ServerState(), transport) as line:
+            for parts in ([whole[:cut], whole[cut:]], [whole], [whole]):
+                for part in parts:
+                    line.data_received(part)
+                await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert transport.written.count(b"HTTP/1.1 20") == 3
+    assert past_parser == [False] * (1 + (cut < 0)) + [True]
+
+
+def test_a_key_that_is_taken_back_opens_nothing_on_a_known_head(
+    home: Path, past_parser: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(home, log="off", api_keys="one") as api:
+        keyed = post(BODY, b"X-API-Key: one")
+
+        def taken_back() -> bool:
+            api.service.keys._holders = {}
+            return True
+
+        got = api.talk(keyed, keyed, in_turn=True)
+        assert [a[0] for a in got] == [200, 200] and past_parser == [False, True]
+        got = api.talk(keyed, keyed, between=taken_back, in_turn=True)
+        assert [a[0] for a in got] == [200, 401] and past_parser[2:] == [False, False]
+
+
+def test_what_comes_before_an_answer_waits_its_turn(state: dict[str, Any]) -> None:
+    """Three requests in one turn, on a connection that knows the head."""
+    transport = Transport()
+    state["prices"].fast_path = lambda requests: Turn(
+        [None if b"none" in r.body else r.body[:2] for r in requests]
+    )
+    bodies_ = [b"%b%b" % (name, b" " * 8) for name in (b"{}", b"[]", b"none", b"()")]
+    posts = [post(body[:10].ljust(10)) for body in bodies_]
+
+    async def scenario() -> None:
+        with connected(state, ServerState(), transport) as line:
+            line.data_received(posts[0])
+            await asyncio.sleep(0.01)
+            line.data_received(posts[1])
+            line.data_received(posts[2][:40])
+            line.data_received(posts[2][40:] + posts[3])
+            await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    told = re.findall(rb"\r\n\r\n(\{\}|\[\]|\(\)|fallback)", transport.written)
+    assert told == [b"{}", b"[]", b"fallback", b"()"]
+
+
+def test_a_connection_remembers_few_heads(api: Api, past_parser: list[bool]) -> None:
+    odd = [post(BODY, b"X-Client-Id: %d" % i) for i in range(KNOWN_HEADS + 1)]
+    got = api.talk(*odd, odd[0], odd[-1], in_turn=True)
+    assert {a[0] for a in got} == {200} and past_parser[-2:] == [False, True]
 
 
 def test_a_body_that_comes_later_is_waited_for_by_a_task(api: Api) -> None:
@@ -274,18 +404,26 @@ def connected(
         line.timeout_keep_alive_task.cancel()
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
 @pytest.mark.parametrize(
     "event", ["nothing", "stop", "leave", "full", "no service", "no price", "crowd"]
 )
-def test_what_happens_in_the_turn_of_a_request(state: dict[str, Any], event: str) -> None:
+def test_what_happens_in_the_turn_of_a_request(
+    state: dict[str, Any], event: str, known: bool
+) -> None:
     """The server is told to stop, the client leaves or does not read, in that very turn."""
     transport, most = Transport(), 1 if event == "crowd" else None
-    if event == "no price":
-        state["prices"].fast_path = lambda requests: Turn([None] * len(requests))
     left = {} if event == "no service" else state
 
     async def scenario() -> None:
         with connected(left, ServerState(), transport, limit_concurrency=most) as line:
+            if known and event not in ("crowd", "no service"):
+                line.data_received(post())
+                await asyncio.sleep(0.01)
+                assert transport.written.endswith(b"{}") and len(line._known) == 1
+                transport.written = b""
+            if event == "no price":
+                state["prices"].fast_path = lambda requests: Turn([None] * len(requests))
             if event == "full":
                 line.pause_writing()
             line.data_received(post())

@@ -118,6 +118,35 @@ def test_what_is_accepted_is_stored(stack: Stack) -> None:
     assert int(stack.sql("SELECT count(*) FROM predictions")) == len(stack.accepted)
 
 
+def test_a_roll_back_beside_the_api_is_followed_and_no_request_fails(stack: Stack) -> None:
+    trainer = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "housing-mlops", "train")
+    quick = ("-p", "models", '["Ridge"]', "-p", "folds", "2", "-p", "repeats", "1")
+    stack.do(*trainer, "train", *quick)
+    why = ("--force", "--reason", "to be rolled back", "--quiet")
+    stack.do(*trainer, "promote", "2", *why)
+
+    def served() -> object:
+        return ask(stack.url("api", "/model/info"))[1]["model_version"]
+
+    until(lambda: served() == "2", what="the API serves what was promoted")
+    inside = ("exec", "-T", "api", "housing-mlops")
+    with Load(stack, 1500, 0.01) as load:
+        done = stack.do(*inside, "rollback", "--reason", "it prices nonsense", "--by", "ann")
+        until(lambda: served() == "1", what="the API serves the former champion")
+    assert done.stdout == "Version 1 is the champion again.\n" and not load.failed, load.failed
+    told = json.loads(stack.do(*inside, "history", "--json").stdout)
+    assert [(m["action"], m["before"], m["after"]) for m in told[:2]] == [
+        *(("rollback", "2", "1"), ("promote", "1", "2"))
+    ]
+    assert (told[0]["who"], told[0]["why"], told[1]["forced"]) == (
+        "ann",
+        "it prices nonsense",
+        True,
+    )
+    refused = stack.do(*inside, "promote", "2", check=False)
+    assert refused.returncode == 1 and "train promote 2" in refused.stderr, refused.stderr
+
+
 # Faults
 
 

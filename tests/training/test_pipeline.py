@@ -15,6 +15,7 @@ from housing_mlops.operations.notebooks import RunError, train
 from housing_mlops.operations.up import Process
 from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.registry.aliases import promote
+from housing_mlops.registry.audit import history
 from housing_mlops.registry.fetch import fetch_champion, fetch_version
 from housing_mlops.registry.shelf import cached_champion, install_bundle
 from housing_mlops.registry.store import RegistryError, register_bundle
@@ -71,7 +72,11 @@ def test_the_run_lasts_as_long_as_the_work_and_says_how_to_repeat_it(trained: tu
     worked = sum(r.data.metrics["seconds"] for r in nested if r.info.run_name != "Voting")
     begun = min(r.info.start_time for r in nested)
     assert run.info.start_time + 1000 * worked <= begun, "it is opened before the first fold"
-    assert run.info.end_time >= max(r.info.end_time for r in nested)
+    stages = {k: v for k, v in run.data.metrics.items() if k.startswith("seconds_")}
+    assert {"seconds_candidates", "seconds_diagnosis", "seconds_gate"} <= stages.keys()
+    moved = history(settings, False).moves[-1].time  # by the gate
+    assert run.info.end_time / 1000 >= moved.timestamp(), "it lasts until the gate has decided"
+    assert run.info.end_time - run.info.start_time >= 1000 * sum(stages.values()) - 1000
     [data] = run.inputs.dataset_inputs
     assert run.data.tags["data_fingerprint"].startswith(data.dataset.digest)
     tags = run.data.tags

@@ -20,17 +20,31 @@ def test_without_mlflow_no_experiment_is_opened(monkeypatch: pytest.MonkeyPatch)
 def test_the_commit_is_that_of_the_checkout_or_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert git_commit(tmp_path) == "" and git_commit(tmp_path / "nowhere") == ""
+    home, code = tmp_path / "home", tmp_path / "code"
+    for folder in (home / "deeper", code / "package"):
+        folder.mkdir(parents=True)
+    package = code / "package"
+    (package / "config.py").write_text("")
+    assert git_commit(home, package) == git_commit(tmp_path / "nowhere", package) == ""
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    assert len(git_commit(tmp_path)) == 40
-    (tmp_path / "deeper").mkdir()
-    assert git_commit(tmp_path / "deeper") == git_commit(tmp_path)
+
+    def commit(folder: Path, *files: str) -> str:
+        """The commit that these files make."""
+        made = [*who, "commit", "-q", "--allow-empty", "-m", folder.name]
+        for command in (["init", "-q"], ["add", *files] if files else ["status", "-s"], made):
+            subprocess.run(["git", *command], cwd=folder, check=True)
+        return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+
+    commit(code)
+    assert git_commit(home, package) == "", "it only lies in somebody's checkout"
+    told = commit(code, "package/config.py")
+    assert git_commit(home, package) == told, "a home without git has the code's"
+    own = commit(home)
+    assert git_commit(home / "deeper", package) == own != told
     monkeypatch.setenv("GIT_COMMIT", "f" * 40)
-    assert git_commit(tmp_path) != "f" * 40, "a checkout knows better"
+    assert git_commit(home, package) != "f" * 40, "a checkout knows better"
     monkeypatch.setenv("PATH", "")
-    assert git_commit(tmp_path) == "f" * 40, "no git, as in an image, whose build told"
+    assert git_commit(home, package) == "f" * 40, "no git, as in an image, whose build told"
     for nothing in ("", "unknown"):
         monkeypatch.setenv("GIT_COMMIT", nothing)
-        assert git_commit(tmp_path) == ""
+        assert git_commit(home, package) == ""

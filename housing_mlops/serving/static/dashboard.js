@@ -199,7 +199,7 @@ function drawPrices() {
   box.replaceChildren(svg, key([rows ? "live, percent" : "live: no prediction yet", ""], ...(reference ? [["training, percent", "old"]] : []), ...(beyond ? [[`${number(beyond)} beyond the edges`, ""]] : [])));
 }
 
-const KIND = { healthy: "good", degraded: "warn", unhealthy: "bad", ok: "good", drift: "bad", suspect: "warn", unknown: "" };
+const KIND = { healthy: "good", degraded: "warn", unhealthy: "bad", ok: "good", drift: "bad", worse: "bad", suspect: "warn", unknown: "" };
 const pill = (text) => node("span", { class: `pill ${KIND[text] ?? ""}` }, text);
 
 function drawHealth() {
@@ -286,7 +286,8 @@ function drawError() {
   const columns = [["version", ""], ["model", "spare"], ["sales", "number"], ["MAE", "number"], ["RMSE", "number"], ["bias", "number"], ["inside", "number"], ["by quarter, cheap to dear", "number"]];
   const share = (x) => (x === null ? "–" : number(x * 100, 3));
   const rows = body.versions.map((v) => [v.model_version, v.model, number(v.n), number(v.mae, 3), number(v.rmse, 3), number(v.bias, 3), v.within === null ? "–" : `${share(v.within)} %`, v.quarters.map((q) => share(q.within)).join(" · ")]);
-  $("error").replaceChildren(table(columns, rows));
+  const told = body.judgement ? [node("p", {}, pill(body.judgement.verdict), ` ${body.judgement.told}`)] : [];
+  $("error").replaceChildren(...told, table(columns, rows));
 }
 
 function drawRecent() {
@@ -391,14 +392,75 @@ function drawWhy() {
   for (const one of explanation.contrasts) contrasts.append(...contrast(contrasts, one, unit));
 }
 
+// By how much the challenger's squared error is smaller, look by look, with the band that always holds.
+function gainOver(box, { looks }) {
+  const known = looks.filter((l) => l.low !== null).map((l) => ({ ...l, at: Date.parse(l.time) }));
+  if (!known.length) return box.replaceChildren(note("No interval yet: too few sales of closed days."));
+  if (known.length === 1) known.unshift({ ...known[0], at: known[0].at - 3600e3 });
+  const values = known.flatMap((l) => [l.low, l.high, 0]);
+  const [from, to] = [known[0].at, known[known.length - 1].at];
+  const daily = to - from > 36 * 3600e3;
+  const drawn = frame(box, {
+    x: [from, to],
+    y: [Math.min(...values), Math.max(...values) + 1e-9],
+    xTicks: () => [0.12, 0.5, 0.88].map((share) => from + share * (to - from)).map((t) => [t, daily ? day(new Date(t)) : clock(new Date(t))]),
+    label: "Gain of the challenger, look by look",
+  });
+  const { svg, px, py, left, right } = drawn;
+  const along = (end) => known.map((l) => [l.at, l[end]]);
+  svg.append(shape("path", { class: "under", d: `${path([...along("low"), ...along("high").reverse()], px, py)}Z` }));
+  svg.append(shape("line", { class: "zero", x1: left, x2: right, y1: py(0), y2: py(0) }));
+  svg.append(shape("path", { class: "stroke", d: path(along("gain"), px, py) }));
+  hover(drawn, known.length, (i) => {
+    const l = known[i];
+    return `${l.time.slice(0, 16).replace("T", " ")}\n${number(l.gain, 3)} (${number(l.low, 3)} to ${number(l.high, 3)})\n${number(l.sales)} sales`;
+  });
+  box.replaceChildren(svg, key(["gain: squared error that the challenger saves, and its band", ""]));
+}
+
+const VERDICTS = { begin: "unknown", "go on": "unknown", promote: "better", stop: "worse", end: "ended", keep: "worse", "roll back": "better" };
+
+function drawStory(name, story) {
+  const word = story.act.split(": ")[1];
+  const mark = node("span", { class: `pill ${{ better: "good", worse: "bad" }[VERDICTS[word]] ?? ""}` }, word);
+  const done = story.done ? `; ${story.done}` : story.over ? "" : "; under way";
+  $(`${name}-said`).replaceChildren(mark, ` version ${story.version} beside ${story.against} since ${story.since.slice(0, 16).replace("T", " ")}: ${story.reason}${done}`);
+  const [chart, right] = [node("div", { class: "chart" }), node("div")];
+  $(name).replaceChildren(node("div", { class: "pair" }, chart, right));
+  gainOver(chart, story);
+  const row = (role, version, share, error) => [role, version, `${number(share * 100, 3)} %`, number(story.answered[version] ?? 0), number(error, 3)];
+  const versions = [
+    row(name === "trial" ? "champion" : "new champion", story.against, 1 - story.share, story.rmse.champion),
+    row(name === "trial" ? "challenger" : "former champion", story.version, story.share, story.rmse.challenger),
+  ];
+  right.append(table([["", ""], ["version", ""], ["share", "number"], ["answered", "number"], ["RMSE", "number"]], versions));
+  if (!story.bands.length) return;
+  const end = (value, text) => (value === null ? text : number(value, 3));
+  const bands = story.bands.map((b) => [b.low === null ? `below ${end(b.high, "∞")}` : b.high === null ? `from ${end(b.low, "")}` : `${end(b.low)} to ${end(b.high)}`,
+    number(b.houses), `${number(b.sales)} (${number(b.houses ? (b.sales / b.houses) * 100 : 0, 2)} %)`, number(b.gain, 3)]);
+  right.append(table([["price band", ""], ["houses", "number"], ["sold", "number"], ["gain", "number"]], bands));
+}
+
+function drawTrial() {
+  const { body, fault } = said.trial;
+  $("trial-said").textContent = "";
+  if (fault) return $("trial").replaceChildren(note(fault, true));
+  if (body.trial) drawStory("trial", body.trial);
+  else $("trial").replaceChildren(note("No version was tried beside the champion yet (housing-mlops challenge VERSION)."));
+  $("watch-panel").hidden = body.watch === null;
+  if (body.watch) drawStory("watch", body.watch);
+}
+
 function drawDecisions() {
   const { body, fault } = said.decisions;
   if (fault) return $("decisions").replaceChildren(note(fault, true));
   if (!body.decisions.length) return $("decisions").replaceChildren(note("Nobody has looked yet (housing-mlops retrain)."));
-  const columns = [["time", ""], ["decision", ""], ["reason", ""], ["training", "spare"], ["version", ""], ["verdict", "spare"]];
-  const rows = body.decisions.map((d) => {
+  const columns = [["time", ""], ["decision", ""], ["reason", ""], ["outcome", "spare"], ["version", ""], ["verdict", "spare"]];
+  const steps = body.decisions.filter((d) => !d.act.endsWith("go on")); // those are the points of the charts above
+  const rows = steps.slice(0, 10).map((d) => {
     const at = new Date(d.time);
-    const came = d.state === "done" ? (d.promoted ? "promoted" : "not promoted") : d.state;
+    const training = d.state !== "done" ? d.state : d.promoted === null ? "waits" : d.promoted ? "promoted" : "not promoted";
+    const came = d.act === "train" ? training : d.state;
     return [`${day(at)} ${clock(at)}`, d.act, d.reason, came || "–", d.version ?? "–", d.verdict ?? "–"];
   });
   $("decisions").replaceChildren(table(columns, rows));
@@ -440,7 +502,8 @@ const ROUTES = { // route, how to draw it, seconds between two questions
   recent: [() => "monitoring/predictions?limit=15", drawRecent, 5],
   prices: [() => "monitoring/prices", () => { drawPrices(); drawTiles(); }, 15],
   error: [() => "monitoring/live-error", drawError, 15],
-  decisions: [() => "monitoring/decisions?limit=10", drawDecisions, 30],
+  decisions: [() => "monitoring/decisions?limit=100", drawDecisions, 30],
+  trial: [() => "monitoring/trial", drawTrial, 30],
   drift: [() => "monitoring/drift", () => { drawDrift(); drawTiles(); }, 15],
 };
 
