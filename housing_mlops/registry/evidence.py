@@ -185,18 +185,20 @@ class OutOfFold:
         """The predictions, [repeats, rows]."""
         known = self.own if known is None else known
         parts = [self._part(p, recipe.settings[p.name], known) for p in recipe.parts]
-        mean: Floats = np.mean(parts, axis=0)
+        mean: Floats = np.average(parts, axis=0, weights=recipe.weights or None)
         return mean
 
     def _part(self, part: Candidate, settings: Any, known: NDArray[np.bool_]) -> Floats:
-        key = json.dumps([part.name, settings, known.tolist()], sort_keys=True, default=str)
+        what = [part.name, part.derived, part.log, settings, known.tolist()]
+        key = json.dumps(what, sort_keys=True, default=str)
         if key not in self._made:
             if self.progress is not None:
                 self.progress.total = (self.progress.total or 0) + sum(map(len, self.folds))
                 self.progress.set_description(f"gate: {part.name}")
             folds = learnt(self.folds, known, same_house(self.table))
-            what = (part, self.table.dataset, self.X, self.prices, folds, self.seed)
-            found = cross_validate(*what, self.progress)
+            found = cross_validate(
+                part, self.table.dataset, self.X, self.prices, folds, self.seed, self.progress
+            )
             self._made[key] = found.predictions[:, : self.asked]
         return self._made[key]
 

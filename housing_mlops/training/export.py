@@ -20,16 +20,25 @@ import pandas as pd
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx, update_registered_converter
+from skl2onnx.algebra.onnx_operator import OnnxSubEstimator
 from skl2onnx.algebra.onnx_ops import (
     OnnxAdd,
     OnnxCast,
+    OnnxClip,
+    OnnxConcat,
+    OnnxDiv,
     OnnxExp,
+    OnnxGather,
     OnnxGemm,
+    OnnxIsNaN,
+    OnnxLog,
+    OnnxMax,
     OnnxMul,
     OnnxNeg,
     OnnxReduceSumSquare,
     OnnxRelu,
     OnnxSqrt,
+    OnnxSub,
 )
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.base import RegressorMixin
@@ -40,6 +49,7 @@ from ..model.domain import Domain, Screen
 from ..model.explanation import as_told, measure_basis
 from ..model.inference import DOUBT, Graph
 from ..model.interval import Band
+from ..preprocessing.derived import Derive, LogTarget, Missing
 from ..preprocessing.pipeline import model_input
 from ..schema import Dataset
 from .candidates import GaussianProcess
@@ -89,6 +99,87 @@ def _gaussian_process(scope: Any, operator: Any, container: Any) -> None:
 update_registered_converter(
     GaussianProcess, "HousingGaussianProcess", _gaussian_process_shape, _gaussian_process
 )
+
+# %% ../../nbs/4_training/07_export.ipynb #835a30b4
+def _derive_shape(operator: Any) -> None:
+    known: Derive = operator.raw_operator
+    width = operator.inputs[0].type.shape[1] + len(known.ratios) + len(known.products)
+    width += len(known.centres_) if len(known.near) else 0
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = FloatTensorType([rows, width])
+
+
+def _distances(x: Any, known: Derive, v: dict[str, Any]) -> Any:
+    z = OnnxMul(x(known.near), known.stretch_[None], **v)
+    squares = (known.centres_**2).sum(axis=1)[None]
+    cross = OnnxGemm(z, -2.0 * known.centres_.T, squares, **v)
+    squared = OnnxAdd(cross, OnnxReduceSumSquare(z, np.array([1]), keepdims=1, **v), **v)
+    return OnnxSqrt(OnnxRelu(squared, **v), **v)
+
+
+def _derive(scope: Any, operator: Any, container: Any) -> None:
+    known: Derive = operator.raw_operator
+    v = {"op_version": container.target_opset}
+    doubles = OnnxCast(operator.inputs[0], to=TensorProto.DOUBLE, **v)
+
+    def x(places: Any) -> Any:
+        return OnnxGather(doubles, np.array(places, dtype=np.int64), axis=1, **v)
+
+    order, parts = np.arange(operator.inputs[0].type.shape[1]), [doubles]
+    if logs := list(known.logs):
+        heights = OnnxRelu(OnnxSub(x(logs), known.low_[None], **v), **v)
+        parts.append(
+            OnnxLog(OnnxAdd(OnnxDiv(heights, known.median_[None], **v), np.ones(1), **v), **v)
+        )
+        order[logs] = len(order) + np.arange(len(logs))
+    if known.ratios:
+        above, below = zip(*known.ratios, strict=True)
+        parts.append(OnnxDiv(x(above), OnnxMax(x(below), known.least_[None], **v), **v))
+    if known.products:
+        one, other = zip(*known.products, strict=True)
+        parts.append(OnnxMul(x(one), x(other), **v))
+    if len(known.near):
+        parts.append(_distances(x, known, v))
+    whole = OnnxConcat(*parts, axis=1, **v)
+    total = operator.outputs[0].type.shape[1]
+    first = len(order) + len(logs)  # of what comes behind the columns
+    columns = np.concatenate([order, np.arange(first, first + total - len(order))])
+    chosen = OnnxGather(whole, columns.astype(np.int64), axis=1, **v)
+    out = OnnxCast(chosen, to=TensorProto.FLOAT, output_names=operator.outputs[:1], **v)
+    out.add_to(scope, container)
+
+
+update_registered_converter(Derive, "HousingDerive", _derive_shape, _derive)
+
+# %% ../../nbs/4_training/07_export.ipynb #b59b45b3
+def _missing_shape(operator: Any) -> None:
+    operator.outputs[0].type = FloatTensorType(operator.inputs[0].type.shape)
+
+
+def _missing(scope: Any, operator: Any, container: Any) -> None:
+    v = {"op_version": container.target_opset}
+    gaps = OnnxIsNaN(operator.inputs[0], **v)
+    out = OnnxCast(gaps, to=TensorProto.FLOAT, output_names=operator.outputs[:1], **v)
+    out.add_to(scope, container)
+
+
+def _log_target_shape(operator: Any) -> None:
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = FloatTensorType([rows, 1])
+
+
+def _log_target(scope: Any, operator: Any, container: Any) -> None:
+    known: LogTarget = operator.raw_operator
+    v = {"op_version": container.target_opset}
+    said = OnnxSubEstimator(known.regressor_, operator.inputs[0], **v)
+    logs = OnnxCast(said, to=TensorProto.DOUBLE, **v)
+    held = OnnxClip(logs, np.array(known.low_), np.array(known.high_), **v)
+    out = OnnxCast(OnnxExp(held, **v), to=TensorProto.FLOAT, output_names=operator.outputs[:1], **v)
+    out.add_to(scope, container)
+
+
+update_registered_converter(Missing, "HousingMissing", _missing_shape, _missing)
+update_registered_converter(LogTarget, "HousingLogTarget", _log_target_shape, _log_target)
 
 # %% ../../nbs/4_training/07_export.ipynb #91b7a9a5
 def graph_inputs(
