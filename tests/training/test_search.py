@@ -92,7 +92,7 @@ def test_a_search_finds_a_model_that_is_exported_and_registered(
     summary = train({**QUICK, **wanted}, settings, NOTEBOOK)
     assert summary["winner"] == "Search" and summary["promoted"], summary["reason"]
     bundle = Path(summary["folder"]) / "bundle"
-    info = Model.open(bundle).info
+    info = Model.open(bundle, "1").info
     recipe = recipe_of(info)
     assert 1 <= len(recipe.parts) <= 4 and np.isclose(sum(recipe.weights), 1)
     assert any(part.log for part in recipe.parts), (
