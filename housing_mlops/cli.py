@@ -6,9 +6,10 @@
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
            'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price', 'quote_house',
-           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions', 'simulate',
-           'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge', 'trial_errors', 'backup_log',
-           'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'report']
+           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions',
+           'simulate_own', 'simulate', 'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge',
+           'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
+           'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from housing_mlops.model.inference import Model
     from housing_mlops.model.interval import Limits
+    from housing_mlops.monitoring.drift import DriftReference
+    from housing_mlops.monitoring.simulation import SimulationResult
     from housing_mlops.operations.retraining import Look
     from housing_mlops.prediction_log.log import PredictionLog
     from housing_mlops.registry.audit import Move
@@ -774,13 +777,31 @@ def decisions(
     typer.echo(format_table(rows))
 
 # %% ../nbs/cli.ipynb #d2e07088
+def simulate_own(
+    model: "Model",  # the champion
+    reference: "DriftReference",  # its training columns
+    feature: str,  # the numeric one that moves
+    runs: int,  # of each line
+    rows: int,  # of each run
+    seed: int,  # of the first run
+) -> "list[SimulationResult]":
+    """Quiet traffic and moved, drawn from the log; raises `HousingError` where it is too short."""
+    from housing_mlops.monitoring.simulation import read_traffic, simulate_log
+
+    with log_engine() as engine:
+        traffic = read_traffic(engine, model)
+    of = (traffic, reference.columns, len(reference), rows, runs)
+    quiet = simulate_log(*of, seed=seed)
+    return [quiet, simulate_log(*of, -0.5, feature, seed=seed)]
+
+
 @app.command()
 def simulate(
     streams: Annotated[
         list[str] | None,
         typer.Argument(
             help="Streams and changes by name, such as poller-20 or town-gone; all of them if none; "
-            "`errors` for the live error."
+            "`log` for blocks of the log, `errors` for the live error."
         ),
     ] = None,
     feature: Annotated[
@@ -811,9 +832,17 @@ def simulate(
         measured = [simulate_errors(reference.residuals, e, runs, before, seed) for e in ERRORS]
         typer.echo(format_table([asdict(each) for each in measured]))
         return
-    names = streams or [*STREAMS, *CHANGES, "half-sigma"]
+    names = streams or [*STREAMS, *CHANGES, "half-sigma", "log"]
     moved = feature or next(iter(reference.columns), "")
-    found = simulate_streams(reference, moved, runs, rows, names, before, seed)
+    known = [name for name in names if name != "log"]
+    found = simulate_streams(reference, moved, runs, rows, known, before, seed)
+    if "log" in names and not before:
+        try:
+            found += simulate_own(model, reference, moved, runs, rows, seed)
+        except HousingError as error:
+            if streams:
+                raise
+            typer.echo(f"log: {error}", err=True)
     typer.echo(format_table(simulation_table(found)))
 
 # %% ../nbs/cli.ipynb #f0cc7af7

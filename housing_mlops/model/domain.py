@@ -214,7 +214,9 @@ class Domain:
         self,
         row: NDArray[np.float32],  # [columns], NaN for unknown
     ) -> list[str]:
-        """The features that put a row outside; none when it is inside after all."""
+        """The features that put a row outside; none when it is inside."""
+        if self.screen.passes(row.tolist()):
+            return []
         scaled = self.scale(row[None].astype(np.float64))
         beyond = self.neighbours.beyond(scaled)[0]
         if beyond.max() > self.beyond:
@@ -235,12 +237,7 @@ class Domain:
         if self.judges_numbers:
             numbers = tensors["numbers"]
             for i in range(len(numbers)) if doubtful is None else doubtful:
-                names = (
-                    []
-                    if self.screen.passes(numbers[i].tolist())
-                    else self.strange_numbers(numbers[i])
-                )
-                if names:
+                if names := self.strange_numbers(numbers[i]):
                     found[i] = names
         for column, (name, known) in enumerate(zip(self.categories, self.known, strict=True)):
             for i, text in enumerate(tensors["texts"][:, column].tolist()):

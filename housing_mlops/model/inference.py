@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'DOUBT', 'SURE', 'FEW', 'Outside', 'SAMPLE', 'open_session', 'to_tensors', 'row_of', 'as_inputs', 'Quote',
-           'significant', 'Look', 'Graph', 'Told', 'tell_few', 'quote_few', 'quote_many', 'Model', 'prove']
+           'significant', 'Look', 'Graph', 'Told', 'tell_few', 'quote_few', 'quote_many', 'Opened', 'Model', 'prove']
 
 # %% ../../nbs/3_model/02_inference.ipynb #41800f03
 from collections.abc import Iterator, Sequence
@@ -240,8 +240,8 @@ def quote_many(
     return Quote(values, band.coverage, limits)
 
 # %% ../../nbs/3_model/02_inference.ipynb #65cee23a
-class Model:
-    """An opened bundle: prices for rows, and what is known of the model that gives them."""
+class Opened:
+    """An opened bundle: what is known of a model, its arithmetic, and its limits."""
 
     def __init__(
         self,
@@ -271,6 +271,10 @@ class Model:
         reference = read_reference(folder)
         prove(graph, info.dataset, reference, folder)
         return cls(info, version, graph, reference, level)
+
+# %% ../../nbs/3_model/02_inference.ipynb #0de1f00d
+class Model(Opened):
+    """The same, which prices rows."""
 
     def price(
         self,

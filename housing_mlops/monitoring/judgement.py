@@ -446,16 +446,17 @@ def read_rows(
     from housing_mlops.prediction_log.queries import join_windows, read_window
 
     of = (engine, model.dataset)
-    newest = read_window(*of, rows, version=model.version)
+    newest, least = read_window(*of, rows, version=model.version), timedelta(seconds=least_s)
     times = newest.times.tolist()
-    if len(times) < rows or times[-1] - times[0] >= timedelta(seconds=least_s):
+    if len(times) < rows or times[-1] - times[0] >= least:
         return newest
-    slice_, end = timedelta(seconds=least_s / (SLICES - 1)), times[-1].replace(tzinfo=UTC)
+    slice_, end = least / (SLICES - 1), times[-1].replace(tzinfo=UTC)
     parts = []
     for i in reversed(range(SLICES)):
         begin, until = end - (i + 1) * slice_, end - i * slice_ if i else None
         parts.append(read_window(*of, rows // SLICES, begin, model.version, until))
-    return join_windows(parts)
+    joined = join_windows(parts)
+    return joined if end - joined.times.tolist()[0].replace(tzinfo=UTC) >= least else newest
 
 # %% ../../nbs/7_monitoring/03_judgement.ipynb #c9c40c94
 def judge_window(

@@ -19,9 +19,9 @@ from ..config import HousingError
 from .two_sample import Floats
 
 # %% ../../nbs/7_monitoring/12_live_error.ipynb #5d3876fc
-CAP = 2.0  # of an error, in promised root mean squared errors
+CAP = 1.5  # of an error, in promised root mean squared errors
 FEWEST = 30  # residuals that a promise takes
-DOUBT = 2.0  # standard errors of a promise that are not held against the model
+DOUBT = 1.5  # standard errors of a promise that are not held against the model
 
 
 class ErrorsUnknown(HousingError):
@@ -79,7 +79,7 @@ def factors(
 # %% ../../nbs/7_monitoring/12_live_error.ipynb #4e10dc36
 EVERY = 25  # sales between two bettors
 HORIZON = 5_000  # sales for which the error rate holds, and that are looked at
-RATES = (0.012, 0.0045, 0.0045, 0.009)  # of false alarms within the horizon, by measure
+RATES = (0.018, 0.0065, 0.0065, 0.0135)  # of false alarms within the horizon, by measure
 STANDS = 200  # newest sales among which an alarm counts
 
 
@@ -249,7 +249,7 @@ def simulate_errors(
     promise_of(known)
     rmse = sqrt(float(np.square(known).mean()))
     changed = np.arange(sales) >= good
-    drawn = rng.choice(known, (runs, sales))
+    drawn = -rng.choice(known, (runs, sales))  # price given minus price paid
     first = first_alarms(known, np.where(changed, drawn * scale + shift * rmse, drawn), rng, ratio)
     early = (first <= good) & (good > 0)
     delays = np.where(first > sales, np.inf, first - good)[~early]

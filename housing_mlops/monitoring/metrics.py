@@ -28,7 +28,7 @@ from ..model.inference import Model
 from .counters import BOUNDS, Counters, Histogram, Prices
 from .drift import Verdict
 from .health import State
-from .judgement import Judgement
+from .judgement import NOT_JUDGED, Judgement
 from .live_error import ErrorJudgement
 from ..prediction_log.log import LogState
 
@@ -115,12 +115,12 @@ def drift_as_json(
 ) -> dict[str, Any]:
     """The verdict, the columns it names, and the size of the effect in every column."""
     if drift is None:
-        return {"verdict": "unknown", "features": [], "effects": []}
+        return {"verdict": "unknown", "told": NOT_JUDGED.told, "features": [], "effects": []}
     effects = [
         {"feature": f.name, "role": f.role, "effect": f.effect} for f in drift.report.features
     ]
     about = {"effective": round(drift.effective, 1), "reason": drift.reason, "since": drift.since}
-    named = {"verdict": drift.verdict, "features": list(drift.features)}
+    named = {"verdict": drift.verdict, "told": drift.told, "features": list(drift.features)}
     return {**named, **about, "effects": effects}
 
 # %% ../../nbs/7_monitoring/07_metrics.ipynb #12415818
@@ -284,6 +284,11 @@ def drift_metrics(
     yield gauge_family("housing_drift_effective_rows", text, [], [([], drift.effective)])
     text, since = "When the verdict was reached first, in seconds since 1970.", drift.since
     yield gauge_family("housing_drift_since_seconds", text, [], [([], since)])
+    text = "How sure: the smallest corrected p-value of a column that is named."
+    yield gauge_family("housing_drift_p", text, [], [([], drift.p)])
+    text, named = "1 for each column that the verdict names.", set(drift.features)
+    columns = [([f.name, f.role], float(f.name in named)) for f in drift.report.features]
+    yield gauge_family("housing_drift_named", text, ["feature", "role"], columns)
 
 
 def error_metrics(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN_HEADS', 'HEAD_BYTES', 'PARTICULAR', 'AnswerHead', 'write_answer', 'HoldingProtocol', 'too_many', 'ProbesOnly',
-           'CountedProtocol', 'PricingProtocol', 'KnownRequest', 'HousingProtocol']
+           'CountedProtocol', 'PricingProtocol', 'KnownHeads', 'KnownRequest', 'ParsedProtocol', 'HousingProtocol']
 
 # %% ../../nbs/8_serving/11_protocol.ipynb #726661c3
 import asyncio
@@ -223,6 +223,41 @@ HEAD_BYTES = 2048  # of a head that is remembered, at most
 PARTICULAR: Final = {b"x-request-id", b"expect", b"upgrade", b"transfer-encoding"}
 
 
+class KnownHeads:
+    """The heads of requests that arrived on one connection, and what they said."""
+
+    def __init__(self) -> None:
+        self._said: dict[bytes, tuple[int, Head]] = {}
+
+    def __len__(self) -> int:
+        return len(self._said)
+
+    def recall(
+        self,
+        head: bytes,  # as it arrived, without the empty line at its end
+        body: bytes,  # all that followed
+    ) -> Head | None:
+        """What the head says; None where it is unknown, or names another length than the body's."""
+        length, said = self._said.get(head, (-1, None))
+        return said if length == len(body) else None
+
+    def remember(
+        self,
+        head: bytes,  # as it arrived
+        length: int,  # of all that followed
+        request: RequestResponseCycle,  # that the parser made of it
+        service: Service,  # that answers
+    ) -> None:
+        """Remember a head, if it asks for nothing but an answer to a body of that length."""
+        headers = request.scope["headers"]
+        said = read_head(service, headers)
+        alone = request.keep_alive and length == len(request.body) and len(head) <= HEAD_BYTES
+        if said and alone and PARTICULAR.isdisjoint(name for name, _ in headers):
+            if len(self) >= KNOWN_HEADS:
+                self._said.clear()
+            self._said[head] = length, said
+
+# %% ../../nbs/8_serving/11_protocol.ipynb #4ea00005
 class KnownRequest:
     """A request that went past the parser, as uvicorn and `Connections` look at one."""
 
@@ -237,18 +272,12 @@ class KnownRequest:
     def set(self) -> None:
         """Called when the connection is lost, to wake who waits: nobody does."""
 
-# %% ../../nbs/8_serving/11_protocol.ipynb #4ea00004
-class HousingProtocol(PricingProtocol):
-    """The same, which knows a head again."""
 
-    _between = True  # whether the parser stands between two requests
-    _arrived: tuple[bytes, int] | None = None  # a head with all that followed, and its length
-    _again = False  # whether a request is given to the parser that could not be priced
+class ParsedProtocol(PricingProtocol):
+    """The same, which knows where its parser stands."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
-        """Called by the event loop when a client has connected."""
-        super().connection_made(transport)
-        self._known: dict[bytes, tuple[int, Head]] = {}
+    _between = True  # whether it stands between two requests
+    _again = False  # whether it is given a request that could not be priced
 
     def on_message_begin(self) -> None:
         """Called by uvicorn's parser at the first byte of a request."""
@@ -260,34 +289,6 @@ class HousingProtocol(PricingProtocol):
         self._between = True
         super().on_message_complete()
 
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop when the client has sent something."""
-        cycle: Any = self.cycle
-        answered = cycle is None or cycle.response_complete
-        if not answered and isinstance(cycle, KnownRequest):
-            cycle.later += data  # the next request comes before this one is answered
-            self.flow.pause_reading()
-            return
-        self._arrived = None
-        if answered and self._between and not self._again:
-            head, end, body = data.partition(b"\r\n\r\n")
-            if end and self.price_known(data, head, body):
-                return
-            self._arrived = (head, len(body)) if end else None
-        super().data_received(data)
-
-    def price_known(self, data: bytes, head: bytes, body: bytes) -> bool:
-        """Have a request priced whose head is known; whether it is such a one."""
-        length, said = self._known.get(head, (-1, None))
-        if said is None or len(body) != length or self.flow.write_paused or not self.may_price():
-            return False
-        request = to_request(self._service, said, body)
-        if request is not None:
-            self._unset_keepalive_if_required()
-            self.cycle = KnownRequest(data)  # type: ignore[assignment]  # looks like uvicorn's
-            self.price(self.cycle, request)
-        return request is not None
-
     def may_hold(self, cycle: RequestResponseCycle) -> bool:
         """Whether a request is one for a price that this process can answer now."""
         if self._again:
@@ -295,36 +296,64 @@ class HousingProtocol(PricingProtocol):
             return False
         return super().may_hold(cycle)
 
+# %% ../../nbs/8_serving/11_protocol.ipynb #4ea00004
+class HousingProtocol(ParsedProtocol):
+    """The same, which knows a head again."""
+
+    _arrived: tuple[bytes, int] | None = None  # a head with all that followed, and its length
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
+        """Called by the event loop when a client has connected."""
+        self._known = KnownHeads()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop when the client has sent something."""
+        cycle: Any = self.cycle
+        answered = cycle is None or cycle.response_complete
+        if isinstance(cycle, KnownRequest) and not answered:
+            self.flow.pause_reading()
+            cycle.later += data  # the next request comes before this one is answered
+            return
+        self._arrived = None
+        if answered and self._between and not self._again:
+            head, end, body = data.partition(b"\r\n\r\n")
+            if end and self.price_known(data, head, body):
+                return
+            self._arrived = (head, len(body)) if end and not self.limit_concurrency else None
+        super().data_received(data)
+
+    def price_known(self, data: bytes, head: bytes, body: bytes) -> bool:
+        """Have a request priced whose head is known; whether it is such a one."""
+        said = self._known.recall(head, body)
+        if said is None or self.flow.write_paused or not self.may_price():
+            return False
+        if request := to_request(self._service, said, body):
+            self._unset_keepalive_if_required()
+            self.cycle = KnownRequest(data)  # type: ignore[assignment]  # looks like uvicorn's
+            self.price(self.cycle, request)
+        return request is not None
+
     def price(self, cycle: Any, request: PriceRequest) -> None:
         """Have a request priced at the end of this turn, and remember its head."""
-        if self._arrived and cycle.keep_alive and self.limit_concurrency is None:
-            self.remember(cycle, *self._arrived)
+        if self._arrived:
+            self._known.remember(*self._arrived, cycle, self._service)
         super().price(cycle, request)
-
-    def remember(self, cycle: RequestResponseCycle, head: bytes, length: int) -> None:
-        """Remember the head of a request that arrived alone and whole."""
-        headers = cycle.scope["headers"]
-        said = read_head(self._service, headers)
-        if said is None or length != len(cycle.body) or len(head) > HEAD_BYTES:
-            return
-        if PARTICULAR.isdisjoint(name for name, _ in headers):
-            if len(self._known) >= KNOWN_HEADS:
-                self._known.clear()
-            self._known[head] = length, said
 
     def answer(self, cycle: Any, request: PriceRequest, body: bytes | None) -> None:
         """Called at the end of the turn, with the answer or with nothing."""
-        if not isinstance(cycle, KnownRequest):
+        if body is not None or not isinstance(cycle, KnownRequest):
             super().answer(cycle, request, body)
-            return
-        later = cycle.later
-        if body is None:
+        else:
             self._service.in_progress -= 1
             cycle.response_complete, self._again = True, True
-            later = cycle.data + later
-        else:
-            super().answer(cycle, request, body)
-        if later and not (cycle.disconnected or self.transport.is_closing()):
+            cycle.later = cycle.data + cycle.later
+        if isinstance(cycle, KnownRequest) and cycle.later:
+            self.go_on(cycle)
+
+    def go_on(self, cycle: KnownRequest) -> None:
+        """Read what came while a request was answered, or that request once more."""
+        if not (cycle.disconnected or self.transport.is_closing()):
             self.flow.resume_reading()
-            self.data_received(later)
+            self.data_received(cycle.later)
             self.cycle.keep_alive &= cycle.keep_alive

@@ -110,3 +110,11 @@ def test_runs_of_sales_are_counted_as_judged_one_by_one():
     assert ratio.median is None or ratio.median > 500, "what was done before"
     with pytest.raises(ErrorsUnknown, match=", ".join(ERRORS)):
         simulate_errors(residuals(), "rumours")
+
+
+def test_errors_that_lean_to_one_side_are_simulated_as_they_are_promised():
+    skewed = (
+        np.random.default_rng(3).gamma(1.0, 3.0, 506) - 3.0
+    )  # paid more than was said, rarely much
+    for known in (skewed, -skewed):
+        assert simulate_errors(known, "good", runs=100).share <= 0.05

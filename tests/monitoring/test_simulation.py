@@ -1,26 +1,37 @@
 """Simulation: it decides as production does, and counts what it should."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from flats import DISTRICTS, reference
+from typer.testing import CliRunner
 
+from housing_mlops.cli import app
+from housing_mlops.config import Settings
 from housing_mlops.data.table import load_table
-from housing_mlops.monitoring.drift import DriftError, DriftReference
-from housing_mlops.monitoring.judgement import WINDOWS, judge
+from housing_mlops.monitoring.drift import DriftError, DriftReference, Observations
+from housing_mlops.monitoring.judgement import WINDOWS, Origin, judge
 from housing_mlops.monitoring.simulation import (
     STEP,
     SimulationResult,
+    Traffic,
+    draw_blocks,
     draw_reference,
     draw_stream,
     first_alarm,
     shift_stream,
     simulate,
     simulate_all,
+    simulate_log,
     simulation_table,
 )
+from housing_mlops.prediction_log.database import connect, migrate
+from housing_mlops.prediction_log.insertion import insert
+from housing_mlops.prediction_log.record import Record, encode_record, new_id
+from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.schema import load_dataset
 
 
@@ -169,3 +180,62 @@ def test_streams_and_changes_have_names(known):
     with pytest.raises(DriftError, match="town-gone"):
         simulate(known, runs=1, change="weather", feature="area", progress=False)
     assert len(draw_stream(known, np.arange(500), 77, np.random.default_rng(0), "batches-25")) == 77
+
+
+# Traffic of one's own
+
+
+def logged(rows: int) -> Traffic:
+    """A poller, a portal and an agent's batches."""
+    table, rng = houses(), np.random.default_rng(1)
+    polled = draw_stream(table, np.arange(506), rows // 2, rng, "poller-20")
+    batches = draw_stream(table, np.arange(506), rows // 2, rng, "batches-5")
+    turns = np.repeat(rng.random(rows // 10), 5)
+    order = np.argsort(np.concatenate([rng.random(rows // 2), turns]), kind="stable")
+    sides = [
+        np.concatenate(pair)[order]
+        for pair in zip(
+            (polled.numbers, polled.texts, polled.predictions),
+            (batches.numbers, batches.texts, batches.predictions),
+            strict=True,
+        )
+    ]
+    names = np.array(["portal"] * (rows // 2) + ["agent"] * (rows // 2))[order].tolist()
+    return Traffic(Observations(*sides), Origin(clients=names))
+
+
+def test_resampled_traffic_is_quiet_and_what_moves_in_it_is_found():
+    traffic, columns = logged(2000), houses().columns
+    quiet = simulate_log(traffic, columns, 506, 1000, 8, progress=False)
+    moved = simulate_log(traffic, columns, 506, 1500, 4, -0.5, "RM", progress=False)
+    assert (quiet.share(), moved.share(), quiet.stream) == (0, 1, "log")
+    with pytest.raises(DriftError, match="feature together"):
+        simulate_log(traffic, columns, 506, 500, 1, -0.5, progress=False)
+    with pytest.raises(DriftError, match="The log has 990 rows"):
+        logged(990)
+
+
+def test_blocks_keep_neighbours_together_and_wrap_around():
+    places = draw_blocks(1000, 50_000, np.random.default_rng(0))
+    follows = (np.diff(places) == 1) | ((places[1:] == 0) & (places[:-1] == 999))
+    assert 1 / 130 < 1 - follows.mean() < 1 / 80
+    assert np.bincount(places, minlength=1000).min() > 0
+
+
+def test_the_command_draws_from_the_log(tmp_path, bundles, monkeypatch):
+    monkeypatch.setenv("HOUSING_HOME", str(tmp_path))
+    install_bundle(bundles["Ridge"], "1", Settings(home=tmp_path))
+    engine = connect(Settings(home=tmp_path).database)
+    migrate(engine)
+    command = ["simulate", "log", "--runs", "2", "--rows", "200", "--feature", "RM"]
+    assert "1000 and 100 are needed" in CliRunner().invoke(app, command).output
+    sample, now = load_table(load_dataset("boston")).features, time.time_ns() // 1000
+    lines = []
+    for i, house in enumerate(sample.sample(1200, replace=True, random_state=0).to_dict("records")):
+        about = (20.0 + i % 7, None, None, 0.2, "/predict", "", json.dumps(house))
+        lines.append(encode_record(Record(new_id(), now + i, "Ridge", "1", *about)))
+    insert(engine, lines)
+    engine.dispose()
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    told = [line.split()[:2] for line in done.stdout.splitlines()]
+    assert told[0] == ["stream", "feature"] and [t[0] for t in told[1:]] == ["log", "log"]

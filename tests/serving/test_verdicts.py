@@ -91,6 +91,8 @@ def test_all_tell_the_judgement_that_is_kept(
     assert error["told"] == checks["live_error"]["detail"]
     assert error["told"].startswith("worse than promised: bias up (on 77 sales")
     assert (metrics["drift"]["verdict"], metrics["drift"]["features"]) == ("drift", ["CHAS"])
+    assert metrics["drift"]["told"] == sentence
+    assert "housing_drift_effective_rows 350.0" in text
     assert 'housing_drift{verdict="drift"} 1.0' in text
     assert 'housing_live_error_verdict{verdict="worse"} 1.0' in text
     page = reported(settings, monkeypatch)
