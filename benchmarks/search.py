@@ -50,7 +50,7 @@ def main() -> None:
     """Print both figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="folder of a bundle that a search made")
-    model = Model.open(parser.parse_args().bundle)
+    model = Model.open(parser.parse_args().bundle, "searched")
     table, searched = load_table(model.dataset, get_settings()), recipe_of(model.info)
     rows = np.empty(len(table.frame))
     shuffled = [list(KFold(5, shuffle=True, random_state=s).split(rows)) for s in (42, 0, 1)]

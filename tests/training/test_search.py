@@ -1,14 +1,15 @@
 """A search from its first trial to a model that is served, a killed one that goes on, and bad budgets."""
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 from processes import ROOT, until
 
@@ -52,6 +53,7 @@ example = 80.0
 [[features]]
 name = "age"
 type = "number"
+example = 20.0
 nullable = true
 """
 QUICK = {"models": ["Ridge"], "folds": 3, "repeats": 1, "diagnose": False}
@@ -90,7 +92,7 @@ def test_a_search_finds_a_model_that_is_exported_and_registered(
     summary = train({**QUICK, **wanted}, settings, NOTEBOOK)
     assert summary["winner"] == "Search" and summary["promoted"], summary["reason"]
     bundle = Path(summary["folder"]) / "bundle"
-    info = Model.open(bundle).info
+    info = Model.open(bundle, "1").info
     recipe = recipe_of(info)
     assert 1 <= len(recipe.parts) <= 4 and np.isclose(sum(recipe.weights), 1)
     assert any(part.log for part in recipe.parts), (
@@ -112,16 +114,19 @@ def test_a_search_finds_a_model_that_is_exported_and_registered(
 @pytest.mark.fault
 def test_a_search_that_was_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
     environment = {**os.environ, **homes(tmp_path)}
-    command = [sys.executable, "-m", "housing_mlops.cli", "train"]
+    command = [sys.executable, "-c", "from housing_mlops.cli import app; app()", "train"]
     wanted = {"dataset": tmp_path / "homes.toml", "models": '["Ridge"]', "folds": 3, "repeats": 1}
     wanted |= {"search": "auto", "trials": 14, "minutes": 0, "diagnose": "false"}
     for name, value in wanted.items():
         command += ["-p", name, str(value)]
-    first = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    first = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         until(lambda: whole_trials(tmp_path) >= 3, 120, "three trials")
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
+        kernel = psutil.Process(first.pid).children(recursive=True)
+        for process in (first, *kernel):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         first.wait()
     left = whole_trials(tmp_path)
     assert 3 <= left < 14
