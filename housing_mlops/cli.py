@@ -794,7 +794,7 @@ def simulate_own(
     quiet = simulate_log(*of, seed=seed)
     return [quiet, simulate_log(*of, -0.5, feature, seed=seed)]
 
-
+# %% ../nbs/cli.ipynb #51ca0001
 @app.command()
 def simulate(
     streams: Annotated[
@@ -916,7 +916,7 @@ def tell_trial() -> str:
         [*lines, f"{told}; {look.done or waits}." if look.done or waits else f"{told}."]
     )
 
-
+# %% ../nbs/cli.ipynb #76a68c01
 def stop_trials() -> str:
     """That no trial is under way any more, and whether that is on record."""
     from housing_mlops.operations.trial import end_trial

@@ -250,6 +250,17 @@ def moment(
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
+def _told(judgement: "Judgement") -> str:
+    if judgement.verdict == "unknown":
+        return f"unknown: {judgement.reason}; it needs {judgement.needs}"
+    since = f", since {moment(judgement.since)}" if judgement.since else ""
+    worth = f"{judgement.houses} houses worth {judgement.effective:.0f}"
+    if judgement.verdict == "ok":
+        return f"no drift ({worth}{since})"
+    p = judgement.p or 0
+    return f"drift in {', '.join(judgement.features)} ({worth}, p {p:.1g}{since})"
+
+# %% ../../nbs/7_monitoring/03_judgement.ipynb #3b729bcf
 @dataclass(frozen=True)
 class Judgement:
     """The verdict on the newest rows, and the checks it rests on."""
@@ -278,13 +289,7 @@ class Judgement:
     @property
     def told(self) -> str:
         """The verdict in one sentence, the same wherever it is told."""
-        if self.verdict == "unknown":
-            return f"unknown: {self.reason}; it needs {self.needs}"
-        since = f", since {moment(self.since)}" if self.since else ""
-        worth = f"{self.houses} houses worth {self.effective:.0f}"
-        if self.verdict == "ok":
-            return f"no drift ({worth}{since})"
-        return f"drift in {', '.join(self.features)} ({worth}, p {self.p or 0:.1g}{since})"
+        return _told(self)
 
     @property
     def report(self) -> DriftReport:

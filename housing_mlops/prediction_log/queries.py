@@ -293,7 +293,7 @@ class Window:
     def __len__(self) -> int:
         return len(self.prices)
 
-
+# %% ../../nbs/6_prediction_log/11_queries.ipynb #3babf934
 def read_window(
     engine: sa.Engine,  # of a migrated database
     dataset: Dataset,  # whose columns

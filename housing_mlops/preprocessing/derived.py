@@ -40,7 +40,7 @@ TYPICAL = 4  # houses that a distance is measured from
 def _single(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x.astype(np.float32).astype(np.float64)
 
-
+# %% ../../nbs/2_preprocessing/02_derived.ipynb #f3e02a50
 class Derive(TransformerMixin, BaseEstimator):  # type: ignore[misc] # untyped bases
     """Numbers without gaps, some of them on a logarithmic scale, and behind them what is derived."""
 

@@ -274,10 +274,15 @@ class KnownRequest:
 
 
 class ParsedProtocol(PricingProtocol):
-    """The same, which knows where its parser stands."""
+    """The same, which knows where its parser stands, and what it has read."""
 
     _between = True  # whether it stands between two requests
     _again = False  # whether it is given a request that could not be priced
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
+        """Called by the event loop when a client has connected."""
+        self._known = KnownHeads()
+        super().connection_made(transport)
 
     def on_message_begin(self) -> None:
         """Called by uvicorn's parser at the first byte of a request."""
@@ -302,11 +307,6 @@ class HousingProtocol(ParsedProtocol):
 
     _arrived: tuple[bytes, int] | None = None  # a head with all that followed, and its length
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
-        """Called by the event loop when a client has connected."""
-        self._known = KnownHeads()
-        super().connection_made(transport)
-
     def data_received(self, data: bytes) -> None:
         """Called by the event loop when the client has sent something."""
         cycle: Any = self.cycle
@@ -325,10 +325,10 @@ class HousingProtocol(ParsedProtocol):
 
     def price_known(self, data: bytes, head: bytes, body: bytes) -> bool:
         """Have a request priced whose head is known; whether it is such a one."""
-        said = self._known.recall(head, body)
-        if said is None or self.flow.write_paused or not self.may_price():
+        if self.flow.write_paused or not self.may_price():
             return False
-        if request := to_request(self._service, said, body):
+        said = self._known.recall(head, body)
+        if request := said and to_request(self._service, said, body):
             self._unset_keepalive_if_required()
             self.cycle = KnownRequest(data)  # type: ignore[assignment]  # looks like uvicorn's
             self.price(self.cycle, request)

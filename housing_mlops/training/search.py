@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Space', 'SPACES', 'KEY', 'TRIAL', 'OWNER', 'ALIVE', 'SILENT_S', 'ROUNDS', 'FEWEST', 'Choices', 'candidate_of', 'both',
-           'Rows', 'owner', 'is_gone', 'as_text', 'from_text', 'Record', 'greedy', 'ensemble', 'Budget', 'starts',
-           'new_study', 'Found', 'one_trial', 'search', 'ended', 'choices_of', 'search_key', 'setting_importance',
-           'plot_search']
+           'Rows', 'owner', 'is_gone', 'as_text', 'from_text', 'Written', 'Record', 'greedy', 'ensemble', 'Budget',
+           'starts', 'new_study', 'Found', 'one_trial', 'search', 'ended', 'choices_of', 'search_key',
+           'setting_importance', 'plot_search']
 
 # %% ../../nbs/4_training/12_search.ipynb #8e97b6f7
 import json
@@ -217,8 +217,8 @@ def from_text(
 
 # %% ../../nbs/4_training/12_search.ipynb #44ae83c7
 @dataclass
-class Record:
-    """The trials of a search, in MLflow."""
+class Written:
+    """The trials of a search, as they are written to MLflow."""
 
     opened: OpenRun  # of the training
     key: str  # that the same search has again
@@ -255,6 +255,10 @@ class Record:
         ended = "FINISHED" if result is not None else "KILLED"
         self.client.set_terminated(run.info.run_id, ended)
         self._tag(self.opened.id, {ALIVE: str(time.time())})
+
+# %% ../../nbs/4_training/12_search.ipynb #5ea2c001
+class Record(Written):
+    """The same, and what earlier processes wrote."""
 
     def _runs(self, *also: str) -> Iterator[Run]:
         wanted, page = " and ".join([f"tags.`{KEY}` = '{self.key}'", *also]), None
@@ -450,7 +454,7 @@ def one_trial(
     record.keep(frozen, candidate, result)
     return frozen, result
 
-
+# %% ../../nbs/4_training/12_search.ipynb #51ad2b25
 def search(
     choices: Choices,  # what there is
     rows: Rows,  # to learn from
