@@ -57,8 +57,10 @@ class Postgres:
         self.run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", f"{self.folder}/data")
 
     def signal(self, number: int) -> None:
-        """Send a signal to the server and to each of its processes: SIGSTOP, SIGCONT."""
+        """Send a signal to the server and to each of its processes: SIGSTOP, SIGCONT, SIGKILL."""
         first = int((self.folder / "data/postmaster.pid").read_text().split()[0])
+        if number == signal.SIGKILL:
+            os.kill(first, signal.SIGSTOP)  # a process that it starts now would outlive it
         children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
         for process in (first, *map(int, children)):
             with suppress(ProcessLookupError):
