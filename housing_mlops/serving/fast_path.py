@@ -283,15 +283,13 @@ class SplitPricer:
         theirs = {i: row for i, row in rows.items() if takes(requests[i].client_id, row)}
         if not theirs:
             return self.champion.answer(requests, rows)
-        try:
-            turn = self.challenger.answer(requests, theirs)
-            if turn.refused:
-                return turn  # the fallback route answers, and tells why it cannot
-            why = "" if all(turn.answers[i] for i in theirs) else "it gave no price"
-        except Exception as error:  # whatever it is, the champion answers
-            turn, why = Turn([None] * len(requests)), f"it fails with {error!r}"
-        if why:
-            self.field.give_up(why)
+        given = self.field.attempt(
+            lambda: self.challenger.answer(requests, theirs),
+            lambda t: "" if t.refused or all(t.answers[i] for i in theirs) else "it gave no price",
+        )
+        if given is not None and given.refused:
+            return given  # the fallback route answers, and tells why it cannot
+        turn = given or Turn([None] * len(requests))
         rest = self.champion.answer(
             requests, {i: r for i, r in rows.items() if not turn.answers[i]}
         )

@@ -108,7 +108,7 @@ class Side:
         price: Callable[[], Given],  # by the challenger
         fault: Callable[[Given], str],  # what is wrong with that; empty when nothing is
     ) -> Given | None:
-        """What the challenger gave, None when it failed; one that does wrong answers nothing more."""
+        """What it gave, None where it raised an error; one that does wrong answers nothing more."""
         given, why = None, ""
         try:
             given = price()
