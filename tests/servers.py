@@ -65,6 +65,8 @@ class Postgres:
         for process in (first, *map(int, children)):
             with suppress(ProcessLookupError):
                 os.kill(process, number)
+        if number == signal.SIGKILL:  # while its number is taken, the next one takes it for alive
+            until(lambda: not Path(f"/proc/{first}").exists())
 
     def url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self.folder}"

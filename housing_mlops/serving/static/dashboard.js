@@ -383,9 +383,10 @@ function drawWhy() {
   $("why-said").textContent = "";
   if (answer === null) return $("why").replaceChildren(note("Working it out…"));
   if (answer.fault) return $("why").replaceChildren(note(answer.fault, true));
-  const { explanation, prediction: price, unit, model_version: version } = answer.body;
+  const { explanation, prediction: price, unit, interval, capped, model_version: version } = answer.body;
+  const range = interval ? `, ${number(interval.low)} to ${number(interval.high)}${capped ? " or more" : ""}` : "";
   const other = version === prediction.model_version ? "" : `, by version ${version} (version ${prediction.model_version} said ${number(prediction.price)})`;
-  $("why-said").textContent = `${number(price)}${other}; the reference house: ${number(explanation.base)} (${unit})`;
+  $("why-said").textContent = `${number(price)}${range}${other}; the reference house: ${number(explanation.base)} (${unit})`;
   $("why").replaceChildren(reasons, contrasts);
   const exact = explanation.error !== null && explanation.error <= 1e-6 * Math.abs(price) ? "exact" : explanation.error === null ? "off by an unknown amount" : `off by ${number(explanation.error, 2)} at most, as measured`;
   reasons.append(steps(reasons, explanation, price), node("p", { class: "key" }, `The house's value, the reference house's in brackets, and what that adds to the price in ${unit}: ${exact}.`));
