@@ -35,7 +35,7 @@ def published(bundles: dict[str, Path]) -> set[str]:
     log = LogState(True, "", "", 0, 0, 1, 1, 0, 0, 0)
     live = LiveError("Ridge", "1", 1, 1.0, 1.0, 0.0, 1.0)._asdict()
     error = judge_errors(np.zeros(0), np.zeros(0), promise_of(reference.residuals))
-    loop = ("train", 0)
+    loop = ("train", 0, ("2", "1", 0.2, "go on"))
     told = Numbers(counters, model, log, drift, (live,), loop=loop, error=error)
     text, _ = exposition(told, "text/plain")
     families = text_string_to_metric_families(text.decode())
