@@ -12,8 +12,7 @@ import tempfile
 from pathlib import Path
 
 from champion import houses, make
-from serving import API, QUIET, load, start
-from tqdm import tqdm
+from serving import API, QUIET, ending, start, take_turns
 
 from housing_mlops.config import Settings
 from housing_mlops.registry.shelf import install_bundle
@@ -33,27 +32,18 @@ def main() -> None:
     bundle = make(args.out.resolve() / "models", tuple(args.members.split(",")))
     rows, cores = houses(), sorted(os.sched_getaffinity(0))
     protocol = [*QUIET, "--http", "housing_mlops.serving.protocol:HousingProtocol", API]
-    servers, runs = [], []
     with tempfile.TemporaryDirectory(prefix="housing-bench-", dir=args.out.resolve()) as name:
         home = Path(name)
         bodies = home / "bodies"
         bodies.write_text("".join(json.dumps(row) + "\n" for row in rows[:: len(rows) // 64]))
-        try:
+        with ending() as servers:
             for level in LEVELS:
                 install_bundle(bundle, "1", Settings(home=home / level))
                 env = {"HOUSING_HOME": str(home / level), "HOUSING_DURABILITY": level}
                 env["HOUSING_DRIFT_INTERVAL_S"] = "3600"
                 servers.append(start(level, level, protocol, env, cores[0]))
-            turns = [(n, c) for n in range(args.rounds) for c in args.connections]
-            for n, connections in tqdm(turns, unit="turn"):
-                for server in servers[n % 3 :] + servers[: n % 3]:
-                    runs.append(load(server, connections, args.seconds, bodies, cores[-1]))
-                    server.rest()
-        finally:
-            for server in servers:
-                server.process.terminate()
-            for server in servers:
-                server.process.wait(30)
+            sizes = args.connections
+            runs = take_turns(servers, args.rounds, sizes, args.seconds, bodies, cores[-1])
     print(
         f"\n{'level':10}{'connections':>12}{'requests/s':>12}{'ratio':>8}{'µs cpu':>9}{'p50 ms':>9}{'p99 ms':>9}"
     )

@@ -6,6 +6,7 @@ the machine does meets all of them; medians over the rounds are told. `make benc
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import platform
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,40 @@ def load(
         "p50_ms": said["p50"] / 1e3,
         "p99_ms": said["p99"] / 1e3,
     }
+
+
+def take_turns(
+    servers: list[Server],
+    rounds: int,
+    connections: list[int],
+    seconds: float,
+    bodies: Path,
+    core: int,
+) -> list[dict[str, Any]]:
+    """The runs of all servers, which take turns at each number of connections."""
+    runs: list[dict[str, Any]] = []
+    with tqdm(total=rounds * len(connections) * len(servers), unit="run") as bar:
+        for n, count in itertools.product(range(rounds), connections):
+            first = n % len(servers)
+            for server in servers[first:] + servers[:first]:
+                bar.set_postfix_str(f"({server.name}) at {count}")
+                runs.append(load(server, count, seconds, bodies, core))
+                server.rest()
+                bar.update()
+    return runs
+
+
+@contextmanager
+def ending() -> Iterator[list[Server]]:
+    """A list of servers, which all end with the block."""
+    servers: list[Server] = []
+    try:
+        yield servers
+    finally:
+        for server in servers:
+            server.process.terminate()
+        for server in servers:
+            server.process.wait(30)
 
 
 def check_answers(server: Server, rows: list[dict[str, float | None]], wanted: np.ndarray) -> float:
@@ -278,7 +314,6 @@ def main() -> None:
     }
     cores = sorted(os.sched_getaffinity(0))
     serving, sending = cores[0], cores[-1]
-    servers: list[Server] = []
     with tempfile.TemporaryDirectory(prefix="housing-bench-") as name:
         home = Path(name)
         bodies = home / "bodies"
@@ -288,7 +323,7 @@ def main() -> None:
             install_bundle(bundle, "1", Settings(home=home / key))
             ours[key] = {"HOUSING_HOME": str(home / key), "HOUSING_DRIFT_INTERVAL_S": "3600"}
         factory = [*UVICORN, "--factory"]
-        try:
+        with ending() as servers:
             for key, about, target, env in (
                 ("e", "(e) bare ASGI, a constant", [*UVICORN, "rivals:bare"], {}),
                 ("f", "(f) FastAPI, validated, a constant", [*factory, "rivals:framework"], {}),
@@ -310,24 +345,8 @@ def main() -> None:
                     wanted["a"] = forest.predict(numbers)
                 off[server.name] = check_answers(server, rows[few], wanted[server.name][few])
             asked += len(rows)
-            runs: list[dict[str, Any]] = []
-            total = args.rounds * len(args.connections) * len(servers)
-            with tqdm(total=total, unit="run") as bar:
-                for n in range(args.rounds):
-                    for connections in args.connections:
-                        first = n % len(servers)
-                        for server in servers[first:] + servers[:first]:
-                            bar.set_postfix_str(f"({server.name}) at {connections}")
-                            run = load(server, connections, args.seconds, bodies, sending)
-                            runs.append(run)
-                            server.rest()
-                            bar.update()
-            accepted = asked + sum(r["requests"] for r in runs if r["server"] == "this")
-        finally:
-            for server in servers:
-                server.process.terminate()
-            for server in servers:
-                server.process.wait(30)
+            runs = take_turns(servers, args.rounds, args.connections, args.seconds, bodies, sending)
+        accepted = asked + sum(r["requests"] for r in runs if r["server"] == "this")
         kept = check_log(
             home / "this",
             accepted,

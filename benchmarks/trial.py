@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from champion import houses, make
-from serving import QUIET, Server, load, start
-from tqdm import tqdm
+from serving import QUIET, Server, ending, start, take_turns
 
 from housing_mlops.config import Settings
 from housing_mlops.registry.shelf import install_bundle
@@ -70,27 +69,18 @@ def main() -> None:
     args = parser.parse_args()
     bundle = make(args.out.resolve() / "models", tuple(args.members.split(",")))
     rows, cores = houses(), sorted(os.sched_getaffinity(0))
-    servers: list[Server] = []
-    runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="housing-bench-") as name:
         bodies = Path(name) / "bodies"
         bodies.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        try:
+        with ending() as servers:
             for key, share in (("alone", None), ("shadow", 0.0), ("share", args.share)):
                 env = home_of(Path(name) / key, bundle, share)
                 servers.append(start(key, key, [*QUIET, *API], env, cores[0]))
             told = [servers[2].ask(json.dumps(row))["model_version"] for row in rows]
             print(f"{told.count('2') / len(told):.1%} of the houses are the challenger's")
             assert 0 < told.count("2") < len(told)
-            for n in tqdm(range(args.rounds), unit="round"):
-                for server in servers[n % 3 :] + servers[: n % 3]:
-                    runs.append(load(server, args.connections, args.seconds, bodies, cores[-1]))
-                    server.rest()
-        finally:
-            for server in servers:
-                server.process.terminate()
-            for server in servers:
-                server.process.wait(30)
+            sizes = [args.connections]
+            runs = take_turns(servers, args.rounds, sizes, args.seconds, bodies, cores[-1])
     medians = tell(runs, servers)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "trial.json").write_text(json.dumps({"medians": medians, "runs": runs}, indent=1))

@@ -162,8 +162,8 @@ class Graph:
         session: ort.InferenceSession,  # as from `open_session`
     ) -> None:
         names = [output.name for output in session.get_outputs()]
-        self.screens = DOUBT in names
-        self._run = partial(session.run, [names[0], DOUBT] if self.screens else names[:1])
+        wanted = [names[0], DOUBT] if DOUBT in names else names[:1]
+        self._run = partial(session.run, wanted)
 
     def _outputs(self, tensors: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         rows = max(map(len, tensors.values()))

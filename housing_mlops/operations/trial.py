@@ -268,14 +268,17 @@ TRIAL_ACTS = ("trial: promote", "trial: stop")
 def trial_under_way(
     settings: Settings,  # registry
     engine: "sa.Engine",  # of the log, migrated
+    tell: bool = False,  # whether to tell alone: nothing is recorded, nothing ended
 ) -> Trial | None:
     """The trial; one whose champion was replaced is ended, and that is on record. Raises `HousingError`."""
     known = open_registry(settings).model()
-    champion = known.aliases.get("champion")
-    settle(engine, TRIAL_ACTS, champion)
-    trial = parse_tags(known.tags)
+    champion, trial = known.aliases.get("champion"), parse_tags(known.tags)
+    if not tell:
+        settle(engine, TRIAL_ACTS, champion)
     if trial is None or champion == trial.against:
         return trial
+    if tell:
+        return None
     why = f"version {trial.against} is champion no more, {champion or 'none'} is"
     end_trial(settings, engine, why)
     return None
@@ -289,7 +292,7 @@ def look_at_trial(
 ) -> TrialLook | None:
     """What the sales say of the trial under way, recorded; None without one. Raises `HousingError`."""
     now = now or datetime.now(UTC)
-    trial = trial_under_way(settings, engine)
+    trial = trial_under_way(settings, engine, tell)
     if trial is None:
         return None
     since = datetime.fromisoformat(trial.since)

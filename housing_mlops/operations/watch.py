@@ -109,7 +109,8 @@ def look_at_watch(
 ) -> WatchLook | None:
     """How the former champion does, recorded; None when none is watched. Raises `HousingError`."""
     now, known = now or datetime.now(UTC), open_registry(settings).model()
-    settle(engine, WATCH_ACTS, known.aliases.get("champion"))
+    if not tell:
+        settle(engine, WATCH_ACTS, known.aliases.get("champion"))
     watch = watch_of(known, settings.autorollback, now)
     if watch is None or is_decided(engine, watch) or not same_houses(watch, settings):
         return None

@@ -259,6 +259,22 @@ def test_a_waiting_version_is_tried_once(local: Settings, engine: sa.Engine) -> 
     assert [*look_at_field(local, engine)] == [] and not in_trial(local)
 
 
+def test_a_look_that_only_tells_settles_and_ends_nothing(
+    local: Settings, engine: sa.Engine
+) -> None:
+    begin_trial("2", local, engine)
+    about = {"version": "2", "against": "1", "share": 0.0, "since": "2026-11-24T12:00:00+00:00"}
+    for act in ("trial: promote", "watch: keep"):  # their processes died
+        record_decision(engine, act, "shown", {"trial": about}, "running")
+    promote("2", local)
+    before = [(row.act, row.state) for row in read_decisions(engine)]
+    assert look_at_trial(local, engine, tell=True) is None
+    look_at_watch(local, engine, tell=True)
+    assert in_trial(local) and [(row.act, row.state) for row in read_decisions(engine)] == before
+    look_at_trial(local, engine)
+    assert not in_trial(local) and read_decisions(engine)[0].act == "trial: end"
+
+
 def test_the_dashboard_shows_the_trial(serve: Callable[..., Server], browser: Browser) -> None:
     server = serve()
     log = connect(Settings(home=server.home).database)

@@ -60,12 +60,15 @@ def test_a_request_for_a_price_needs_no_task_and_is_logged(api: Api) -> None:
     )
 
 
-@settings(
+on_many_bodies = settings(
     max_examples=150,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@on_many_bodies
 @given(body=bodies)
 def test_the_answer_is_that_of_the_fallback_route(api: Api, body: bytes) -> None:
     fast_path = api.prices.fast_path
@@ -114,12 +117,7 @@ def past_parser(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-@settings(
-    max_examples=150,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@on_many_bodies
 @given(body=bodies)
 def test_a_known_head_changes_no_answer(api: Api, body: bytes) -> None:
     good = post(padded(len(body)))
