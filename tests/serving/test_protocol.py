@@ -217,6 +217,30 @@ def test_what_comes_before_an_answer_waits_its_turn(state: dict[str, Any]) -> No
     assert told == [b"{}", b"[]", b"fallback", b"()"]
 
 
+@pytest.mark.parametrize("priced", [True, False])
+def test_what_a_client_sent_before_it_left_is_not_read(state: dict[str, Any], priced: bool) -> None:
+    transport, asked, faults = Transport(), [], []
+
+    def price(requests: list[PriceRequest]) -> Turn:
+        asked.append(len(requests))
+        return Turn([b"{}" if priced or len(asked) == 1 else None for _ in requests])
+
+    state["prices"].fast_path = price
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: faults.append(told))
+        with connected(state, ServerState(), transport) as line:
+            line.data_received(post())
+            await asyncio.sleep(0.01)
+            line.data_received(post())
+            line.data_received(post())
+            line.connection_lost(None)
+            await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    assert asked == [1, 1] and transport.written.count(b"HTTP/1.1 200") == 1 and not faults
+
+
 def test_a_connection_remembers_few_heads(api: Api, past_parser: list[bool]) -> None:
     odd = [post(BODY, b"X-Client-Id: %d" % i) for i in range(KNOWN_HEADS + 1)]
     got = api.talk(*odd, odd[0], odd[-1], in_turn=True)
