@@ -16,8 +16,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 env   := .venv/.made
 exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path gateway protocol server api)
-# A worker a core; tests that share something stay together.
+# A worker a core, which computes with one thread; tests that share something stay together.
 parallel := -n logical --maxprocesses 8 --dist loadgroup
+alone    := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 # `make up` uses whichever compose there is.
@@ -43,12 +44,12 @@ report: $(env) ## write what the prediction log holds as a page under runs/, e.g
 
 check: $(env) ## in a minute: format, lint, types, what is generated, and the tests that start no process
 	@$(MAKE) -s lint
-	@pytest -q $(parallel) -m "not (process or database or browser or train)" $(ARGS)
+	@$(alone) pytest -q $(parallel) -m "not (process or database or browser or train)" $(ARGS)
 
 ifeq ($(ARGS),)
 test: $(env) ## every notebook's examples against the package, and tests/; then coverage. ARGS="-k drift": only these
 	@set -e; rm -f .coverage .coverage.*; \
-	coverage run -m pytest -q $(parallel); \
+	$(alone) coverage run -m pytest -q $(parallel); \
 	coverage combine -q; \
 	echo "== coverage: 95 % of all, 100 % of $(exact)"; \
 	coverage report; \

@@ -34,8 +34,11 @@ STARTS = {
     **{"serve": "process", "mlflow_server": "process"},
     **{"postgres": "database", "browser": "browser"},
 }
-# Fixtures that cost much, or stand at one port: all who use one run in the same worker.
-SHARED = ["prometheus", "mlflow_server", "trained", "kaggle"]
+# Fixtures that cost much, or stand at one port: all who use one of a line run in the same worker.
+SHARED = {
+    **{"prometheus": "prometheus", "kaggle": "kaggle"},
+    **{"mlflow_server": "mlflow", "trained": "mlflow"},  # a test uses both
+}
 # The longest begin first, so that workers end together.
 LONGEST = ["train", "browser", "process", "database"]
 
@@ -62,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         used = getattr(item, "fixturenames", [])
         for name in STARTS.keys() & used:
             item.add_marker(STARTS[name])
-        for name in [shared for shared in SHARED if shared in used][:1]:
+        for name in [SHARED[fixture] for fixture in SHARED if fixture in used][:1]:
             item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in LONGEST])
 
