@@ -209,7 +209,8 @@ def write_rows(
         for row in (row for of_one in houses.values() for row in of_one):
             text = as_text(view, row.features)
             if is_news(row, text, known):
-                key = (row.house_id, row.event_us, row.created_us or now)
+                created = now if row.created_us is None else row.created_us
+                key = (row.house_id, row.event_us, created)
                 known[key[:2]] = {**known.get(key[:2], {}), key[2]: text}
                 values.append(
                     dict(zip(feature_rows.c.keys(), (view.name, *key, text), strict=True))
