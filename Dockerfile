@@ -1,4 +1,5 @@
-# Two images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow.
+# Two images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow;
+# and `feast`, for who looks houses up in Feast (docker-compose --profile feast).
 #   docker build --target api -t housing-mlops-api .
 # Nothing here needs BuildKit. Everything that is installed is checked against a hash of requirements/*.lock.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -78,3 +79,18 @@ LABEL org.opencontainers.image.title="housing_mlops api" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+
+# Feast cannot share an environment with the package: here are both, and one makes the other's definitions.
+FROM tools AS feast-requirements
+COPY requirements/feast.lock requirements/
+RUN /usr/local/bin/python -m venv --without-pip /opt/feast \
+ && uv pip install --quiet --no-cache --compile-bytecode --python /opt/feast/bin/python \
+    --require-hashes -r requirements/feast.lock
+
+FROM api AS feast
+COPY --from=feast-requirements /opt/feast /opt/feast
+EXPOSE 6566
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:6566/health', timeout=4)"]
+ENTRYPOINT ["/bin/sh", "-ec"]
+CMD ["housing-mlops features definitions /data/feast; cd /data/feast; /opt/feast/bin/feast apply; exec /opt/feast/bin/feast serve --host 0.0.0.0 --no-access-log"]

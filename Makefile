@@ -106,7 +106,8 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	compile setup.py -o requirements/serve.lock; \
 	compile setup.py --extra train -o requirements/train.lock; \
 	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
-	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock
+	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock; \
+	compile - <<<'feast>=0.67,<0.68' -o requirements/feast.lock
 	@wc -l requirements/*.lock
 
 env: ## make .env, with random passwords, for the container stack

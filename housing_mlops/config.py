@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
-           'DataSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings', 'ServerSettings', 'KeySettings',
-           'AccessSettings', 'PricingSettings', 'TrialSettings', 'MonitoringSettings', 'LogSettings',
-           'RetrainingSettings', 'Settings', 'unknown_settings', 'read_settings', 'get_settings']
+           'DataSettings', 'FeatureStoreSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings',
+           'ServerSettings', 'KeySettings', 'AccessSettings', 'PricingSettings', 'TrialSettings', 'MonitoringSettings',
+           'LogSettings', 'RetrainingSettings', 'Settings', 'unknown_settings', 'read_settings', 'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
 import os
@@ -131,6 +131,23 @@ class DataSettings(SettingsGroup):
     data_cache: Path = Field(Path("runs/data"), description="Folder that keeps downloaded tables.")
     data_strict: bool = Field(False, description="Stop when a download fails; do not fall back.")
     data_timeout_s: float = Field(120, gt=0, description="Time a download may take, in seconds.")
+
+# %% ../nbs/00_config.ipynb #fea70003
+class FeatureStoreSettings(SettingsGroup):
+    """Where features of houses are kept by id."""
+
+    feature_store: str = Field(
+        "",
+        pattern=r"^$|^(sqlite|postgresql)(\+\w+)?://|^https?://",
+        description="Where houses are by id: a database, or the address of a Feast server; empty: nowhere.",
+        repr=False,
+    )
+    feature_ttl_days: float = Field(
+        0, ge=0, description="Days that the features of a house may be used; 0: always."
+    )
+    feature_timeout_s: float = Field(
+        2, gt=0, description="Time a look-up in the feature store may take."
+    )
 
 # %% ../nbs/00_config.ipynb #ef9b7080
 class NotebookSettings(SettingsGroup):
@@ -420,6 +437,7 @@ class Settings(  # pydantic reads the fields of the last base first
     GateSettings,
     RegistrySettings,
     NotebookSettings,
+    FeatureStoreSettings,
     DataSettings,
     HomeSettings,
 ):

@@ -47,6 +47,7 @@ from ..registry.fetch import fetch_champion
 from ..registry.shelf import Champion
 from ..registry.store import RegistryError
 from .answers import Prediction, PriceInterval
+from .by_id import HousesById
 from .guards import HostNames, RateLimit
 from .keys import ROLES, KeyRing, Role
 from .routing import Field, quote_rows
@@ -211,6 +212,7 @@ class Service:
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.loop: tuple[Any, ...] = ("", 0)  # newest decision, failures in a row, the trial
         self.keys, self.hosts = KeyRing(settings), HostNames(settings)
+        self.houses = HousesById(settings)  # of the feature store
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters
         self.pool = ThreadPoolExecutor(5, "housing")  # a thread a job, and one for `/metrics`
@@ -290,6 +292,7 @@ def health_checks(
         "drift": check_drift(service.judgement),
         "live_error": check_error(service.verdicts.error),
         **check_trial(service.field),
+        **service.houses.check(),
     }
 
 # %% ../../nbs/8_serving/05_service.ipynb #a758b7b8
