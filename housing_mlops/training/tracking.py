@@ -94,7 +94,8 @@ def model_parameters(
     """The settings of the model that `result` stands for."""
     if result.members:
         return {"model": result.name, "members": ", ".join(result.members)}
-    regressor = CANDIDATES[result.name].build(dataset, seed)["model"]
+    part = result.parts[0] if result.parts else CANDIDATES[result.name]
+    regressor = part.build(dataset, seed)["model"]
     return {"model": result.name, **regressor.get_params(deep=False)}
 
 # %% ../../nbs/4_training/06_tracking.ipynb #2935b057
