@@ -154,7 +154,8 @@ def with_log_price(
         part = without.parts[0]
         logged = replace(part, name=f"{part.name}-log", log=True, family=part.family or part.name)
         by = cross_validate(logged, dataset, X, y, folds[:1], seed, progress)
-        if folds[1:] and paired_gain(without, by, folds)[0] > 0:
+        gain, low, _ = paired_gain(without, by, folds)
+        if folds[1:] and low > -gain:
             rest = cross_validate(logged, dataset, X, y, folds[1:], seed + 1, progress)
             by = both(by, rest, y, folds)
         gain, low, high = paired_gain(without, by, folds)

@@ -171,8 +171,7 @@ def test_a_csv_becomes_a_served_price_with_no_python(tmp_path: Path) -> None:
         "-p",
         "repeats",
     ]
-    notebook = ROOT / Settings().training_notebook
-    housing("train", "--notebook", str(notebook), *quick, "1")
+    housing("train", *quick, "1")  # with the notebook of the checkout
     often = {"drift_interval_s": 0.1, "drift_least_s": 0}
     settings = Settings(home=tmp_path, dataset="homes.toml", **often)
     with TestClient(create_app(settings)) as api:

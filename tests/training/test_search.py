@@ -159,6 +159,10 @@ def test_a_search_that_cannot_be_done_says_why(
 ) -> None:
     with pytest.raises(RunError, match=message):
         train({**QUICK, **parameters}, Settings(home=tmp_path), NOTEBOOK)
+    late = (
+        parameters.get("models") is not None
+    )  # which candidates there are is known from the table
+    assert (tmp_path / "mlflow.db").exists() == late, "a bad budget is refused before any work"
 
 
 def test_an_average_is_judged_on_rows_it_was_not_chosen_on(table: Table) -> None:
