@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from processes import ROOT, until
 
 from housing_mlops.config import Settings
-from housing_mlops.data.draft import draft, limits
+from housing_mlops.data.draft import draft, limits, number
 from housing_mlops.data.sources import DataError
 from housing_mlops.data.table import Table, load_table
 from housing_mlops.operations.notebooks import report
@@ -119,6 +119,11 @@ def test_prices_that_pile_up_at_the_top_are_a_cap(table: Table, tmp_path: Path) 
     drafted = draft(tmp_path / "boston.csv", "MEDV", "1000 USD")
     assert "# 16 rows stand at 50 exactly" in drafted and "\ncap = 50\n" in drafted
     assert "cap =" not in draft_of(tmp_path, homes())
+
+
+def test_whole_numbers_have_whole_limits() -> None:
+    garages = number("garages", pd.Series([1.0, 2.0, 1.0, 2.0]), {})
+    assert (garages.features[0]["minimum"], garages.features[0]["maximum"]) == (0, 3)
 
 
 def test_limits_leave_room_and_keep_signs() -> None:

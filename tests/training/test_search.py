@@ -78,6 +78,9 @@ def whole_trials(home: Path) -> int:
     if not (home / "mlflow.db").is_file():
         return 0
     with sqlite3.connect(home / "mlflow.db") as database:
+        made = "select count(*) from sqlite_master where name = 'tags'"
+        if not database.execute(made).fetchone()[0]:
+            return 0
         return database.execute(f"select count(*) from tags where key = '{TRIAL}'").fetchone()[0]
 
 
