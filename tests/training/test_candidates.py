@@ -12,6 +12,7 @@ from housing_mlops.training.candidates import (
     UnknownModel,
     candidates,
     matern_kernel,
+    rows_to_learn,
     unlikeliness,
     voting,
 )
@@ -47,6 +48,14 @@ def test_a_gaussian_process_learns_from_a_sample_of_a_large_table(
     assert np.array_equal(first.predict(z), second.predict(z))
     assert not np.array_equal(first.predict(z), other.predict(z))
     assert first.score(z, y) > 0.6
+
+
+def test_a_price_looks_at_no_more_cells_however_many_columns_there_are() -> None:
+    assert rows_to_learn(404, 13) == 404 and rows_to_learn(5_000, 13) == 2_000
+    assert rows_to_learn(5_000, 80) == 1_000 and rows_to_learn(5_000, 100_000) == 20
+    rng = np.random.default_rng(0)
+    wide = GaussianProcess(iterations=1).fit(rng.normal(size=(300, 400)), rng.normal(size=300))
+    assert wide.process_.X_train_.shape == (200, 400)
 
 
 def test_the_likelihood_is_scikit_learns_and_has_no_value_without_a_decomposition(
