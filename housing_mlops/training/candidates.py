@@ -125,7 +125,7 @@ class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc] # un
     ) -> Self:
         """This estimator, fitted."""
         X, y = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        if (count := rows_to_learn(*X.shape, self.max_rows)) < len(X):
+        if (count := rows_to_learn(len(X), X.shape[1], self.max_rows)) < len(X):
             rng = np.random.default_rng(self.random_state)
             sample = np.sort(rng.choice(len(X), count, replace=False))
             X, y = X[sample], y[sample]

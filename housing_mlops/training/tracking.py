@@ -73,6 +73,7 @@ def open_experiment(
     """The id of the experiment, made if it is missing, with its store set; raises `TrainingError`."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.update(settings.mlflow_environment)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a trial
     mlflow.set_tracking_uri(settings.tracking)
     place = None
     if settings.tracking.startswith("sqlite:"):
