@@ -11,6 +11,7 @@ function below states its formula.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,7 @@ def told(what: str) -> Iterator[dict[str, object]]:
 def run(what: str, words: list[str], home: Path, **how: str) -> str:
     """What a command printed; its time and memory are told."""
     environment = {**os.environ, "HOUSING_HOME": str(home), **how}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with told(what) as found, (home / "said.txt").open("a+") as said:
         command = [*TOOL, *words]
         with subprocess.Popen(
@@ -152,7 +154,9 @@ def run(what: str, words: list[str], home: Path, **how: str) -> str:
             peak.over.set()
         if popen.returncode:
             sys.exit(f"{' '.join(words)} failed:\n{(home / 'said.txt').read_text()[-3000:]}")
-        found["MB"] = f"{peak.bytes / 2**20:.0f}"
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        found |= {"of cpu": f"{used:.1f} s,", "MB": f"{peak.bytes / 2**20:.0f}"}
     return out
 
 
