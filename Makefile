@@ -24,7 +24,7 @@ alone    := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train retrain report check test notebooks bench limits soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
+.PHONY: help serve train retrain report check test notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -74,6 +74,9 @@ bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debi
 
 limits: $(env) ## do intervals hold what they say, are strange houses found; ARGS="--only flags --table houses.toml"
 	@python benchmarks/limits.py $(ARGS)
+
+growth: $(env) ## how training and a price grow with rows and columns: a law and a plot in runs/growth; ARGS="--rows 20000"
+	@python benchmarks/growth.py $(ARGS)
 
 soak: $(env) ## faults at random under load, and nothing may be lost; ARGS="--minutes 1 --database postgresql"
 	@python benchmarks/soak.py $(ARGS)

@@ -73,6 +73,7 @@ def open_experiment(
     """The id of the experiment, made if it is missing, with its store set; raises `TrainingError`."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.update(settings.mlflow_environment)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a trial
     mlflow.set_tracking_uri(settings.tracking)
     place = None
     if settings.tracking.startswith("sqlite:"):
@@ -94,7 +95,8 @@ def model_parameters(
     """The settings of the model that `result` stands for."""
     if result.members:
         return {"model": result.name, "members": ", ".join(result.members)}
-    regressor = CANDIDATES[result.name].build(dataset, seed)["model"]
+    part = result.parts[0] if result.parts else CANDIDATES[result.name]
+    regressor = part.build(dataset, seed)["model"]
     return {"model": result.name, **regressor.get_params(deep=False)}
 
 # %% ../../nbs/4_training/06_tracking.ipynb #2935b057
