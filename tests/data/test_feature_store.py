@@ -81,11 +81,11 @@ def test_the_story_in_postgresql(postgres: Postgres) -> None:
     with pytest.raises(FeatureStoreError, match="features load"):
         store.get_online_features(VIEW, "a")
     tell_the_whole_story(store)
-    with store.engine.begin() as admin:  # as a server that is restarted does
-        others = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-        )
-        admin.exec_driver_sql(others + " AND datname = current_database()")
+    admin = SqlStore(url)
+    with admin.engine.begin() as connection:  # as a server that is restarted does
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        connection.exec_driver_sql(others + " AND pid <> pg_backend_pid()")
+    admin.close()
     for _ in range(3):
         assert store.get_online_features(VIEW, "b").features["RM"] == 6
     store.close()

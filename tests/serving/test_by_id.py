@@ -68,7 +68,7 @@ def test_a_price_by_id_is_the_price_of_the_whole_house(fresh: Path) -> None:
 
 def test_what_is_not_found_says_why(fresh: Path) -> None:
     with TestClient(
-        create_app(Settings(home=fresh, feature_store=URL, feature_ttl_days=30))
+        create_app(Settings(home=fresh, log="off", feature_store=URL, feature_ttl_days=30))
     ) as api:
         status, told = ask(api, house_id="nobody")
         assert status == 404 and "No house 'nobody'" in told["detail"]
@@ -85,13 +85,13 @@ def test_what_is_not_found_says_why(fresh: Path) -> None:
         twice = '{"house_id": "new", "house_id": "old"}'
         told = api.post("/predict", content=twice, headers={"Content-Type": "application/json"})
         assert told.status_code == 422 and "twice" in told.text
-        errors = api.get("/metrics").json()["errors"]
+        errors = api.app.service.counters.errors
         assert errors["unknown_house"] == errors["expired_house"] == 1
         assert api.get("/health").json()["checks"]["feature_store"]["state"] == "healthy"
 
 
 def test_without_a_store_a_request_by_id_is_refused_for_that_reason(fresh: Path) -> None:
-    with TestClient(create_app(Settings(home=fresh))) as api:
+    with TestClient(create_app(Settings(home=fresh, log="off"))) as api:
         status, told = ask(api, house_id="new")
         [only] = told["detail"]
         assert (status, only["loc"]) == (422, ["body", "house_id"])
@@ -102,7 +102,7 @@ def test_without_a_store_a_request_by_id_is_refused_for_that_reason(fresh: Path)
 
 
 def test_the_documentation_shows_it_where_there_is_a_store(fresh: Path) -> None:
-    with TestClient(create_app(Settings(home=fresh, feature_store=URL))) as api:
+    with TestClient(create_app(Settings(home=fresh, log="off", feature_store=URL))) as api:
         told = api.get("/openapi.json").json()
         route, schemas = told["paths"]["/predict"]["post"], told["components"]["schemas"]
         body = route["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
@@ -114,7 +114,7 @@ def test_the_documentation_shows_it_where_there_is_a_store(fresh: Path) -> None:
 
 def test_it_takes_the_key_that_prices_take(fresh: Path) -> None:
     keys = {"api_keys": "buyer", "history_keys": "reader"}
-    with TestClient(create_app(Settings(home=fresh, feature_store=URL, **keys))) as api:
+    with TestClient(create_app(Settings(home=fresh, log="off", feature_store=URL, **keys))) as api:
         states = [
             api.post("/predict", json={"house_id": "new"}, headers={"X-API-Key": key}).status_code
             for key in ("", "reader", "buyer")
@@ -127,7 +127,7 @@ def test_it_takes_the_key_that_prices_take(fresh: Path) -> None:
     "url", ["http://127.0.0.1:9", "postgresql://x@127.0.0.1:9/f", "sqlite:///no.db"]
 )
 def test_a_store_that_is_away_takes_no_other_price_with_it(fresh: Path, url: str) -> None:
-    with TestClient(create_app(Settings(home=fresh, feature_store=url))) as api:
+    with TestClient(create_app(Settings(home=fresh, log="off", feature_store=url))) as api:
         assert ask(api, **HOUSE)[0] == 200
         answer = api.post("/predict", json={"house_id": "new"})
         assert answer.status_code == 503 and answer.headers["Retry-After"]
@@ -135,11 +135,11 @@ def test_a_store_that_is_away_takes_no_other_price_with_it(fresh: Path, url: str
         assert ask(api, **HOUSE)[0] == 200
         check = api.get("/health").json()["checks"]["feature_store"]
         assert check["state"] == "degraded" and "whole houses go on" in check["detail"]
-        assert api.get("/metrics").json()["errors"]["feature_store"] == 1
+        assert api.app.service.counters.errors["feature_store"] == 1
 
 
 def test_whole_houses_never_come_near_the_store(fresh: Path) -> None:
-    with TestClient(create_app(Settings(home=fresh, feature_store=URL))) as api:
+    with TestClient(create_app(Settings(home=fresh, log="off", feature_store=URL))) as api:
         for body in (HOUSE, HOUSE | {"RM": 99}, {}):
             ask(api, **body)
         assert api.app.service.houses._store is None
@@ -150,7 +150,11 @@ def test_from_a_file_of_houses_to_a_price(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, table: Any
 ) -> None:
     """The commands as a person gives them, and the API that was running all along."""
-    for name, value in {"HOME": str(fresh), "FEATURE_STORE": "sqlite:///town.db"}.items():
+    for name, value in {
+        "HOME": str(fresh),
+        "LOG": "off",
+        "FEATURE_STORE": "sqlite:///town.db",
+    }.items():
         monkeypatch.setenv(f"HOUSING_{name}", value)
     houses = table.features.head(20).assign(house_id=[f"12-{i:04}" for i in range(20)])
     houses.to_csv(fresh / "houses.csv", index=False)
