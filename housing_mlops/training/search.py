@@ -370,7 +370,7 @@ def asked_for(
         raise TrainingError(f"search = {mode!r}: it is none, tune or auto.")
     return None if mode == "none" else Budget(trials, minutes)
 
-
+# %% ../../nbs/4_training/12_search.ipynb #f8896760
 def starts(
     choices: Choices,  # what there is
 ) -> list[dict[str, Any]]:
