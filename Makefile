@@ -83,6 +83,8 @@ lint: $(env) ## ruff, mypy, workflows, and whether the package, the notebooks an
 	@python docs/generate.py --check
 	@check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@check-jsonschema -q --builtin-schema vendor.compose-spec docker-compose.yml
+	@zizmor --quiet --offline --persona pedantic .github/workflows
+	@! command -v actionlint >/dev/null || actionlint
 	@mypy
 
 export: $(env) ## write the package and README.md from the notebooks, which are formatted and cleaned

@@ -80,7 +80,8 @@ until state=$(k get job train-first -o jsonpath='{.status.conditions[?(@.status=
   [[ $state != *Failed* ]] || explain "The first training failed, and without a model no price is given."
   ((SECONDS - begun < train_s)) || explain "There is no champion after $train_s s."
   seen=$(waiting); stuck "$seen"
-  echo "waiting for a champion: the job train-first trains where there is none"; sed 's/^/  /' <<<"$seen"
+  echo "waiting for a champion: the job train-first trains where there is none"
+  printf '%s\n' "$seen"
   sleep "$pause_s"
 done
 
@@ -88,7 +89,8 @@ begun=$SECONDS
 until k rollout status statefulset/api --timeout="${pause_s}s" 2>/dev/null; do
   ((SECONDS - begun < rollout_s)) || explain "The API does not run in full after $rollout_s s."
   seen=$(waiting); stuck "$seen"
-  echo "waiting for the API's pods, one after the other"; sed 's/^/  /' <<<"$seen"
+  echo "waiting for the API's pods, one after the other"
+  printf '%s\n' "$seen"
   sleep 1
 done
 echo "$overlay runs: namespace $namespace"
