@@ -87,6 +87,8 @@ lint: $(env) ## ruff, mypy, workflows, and whether the package, the notebooks an
 	@python docs/generate.py --check
 	@check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@check-jsonschema -q --builtin-schema vendor.compose-spec docker-compose.yml
+	@zizmor --quiet --offline --persona pedantic .github/workflows
+	@! command -v actionlint >/dev/null || actionlint
 	@mypy
 
 export: $(env) ## write the package and README.md from the notebooks, which are formatted and cleaned
@@ -148,8 +150,8 @@ push: ## push the images to REGISTRY, named by the commit, e.g. REGISTRY=ghcr.io
 	  docker tag housing-mlops-$$target:$${TAG:-latest} $$name; docker push -q $$name; \
 	done
 
-deploy: ## put this commit's images on Kubernetes: OVERLAY=staging or OVERLAY=production, REGISTRY as for push
-	@deploy/kubernetes/apply.sh "$(OVERLAY)" "$(REGISTRY)" "$$(git rev-parse HEAD)"
+deploy: ## put a release on Kubernetes: OVERLAY=staging, production or try; REGISTRY and TAG for other images than its own
+	@deploy/kubernetes/apply.sh "$(OVERLAY)" "$(REGISTRY)" "$(TAG)"
 
 clean: ## remove caches, the site and .venv; data, models and databases stay
 	@rm -rf .venv _docs _proc build *.egg-info .coverage .coverage.* .hypothesis

@@ -30,6 +30,11 @@ from sphinx.cmd.build import main as sphinx
 OUT = ROOT / "_docs"
 TOP = {"cli": "commands"}  # notebooks in no room that are not the ground
 GUIDES = {"QUICKSTART.md": "quickstart", "CONTRIBUTING.md": "contributing"}  # and their pages
+RUN = {  # for those who run it
+    "deploy/README.md": "deploy",
+    "docs/operations.md": "operations",
+    "docs/metrics-and-logs.md": "metrics-and-logs",
+}
 TICKED = re.compile(r"(?<![\[`])`([A-Za-z]\w*)(?:\(\))?`(?![`\]])")
 NO_EVAL = re.compile(r"^#\| *eval: *false", re.M)
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -170,8 +175,8 @@ def on_site(
         up = "../" * page.count("/")
         if path == "README.md":
             return up + "index.ipynb" + fragment
-        if path in GUIDES:
-            return up + GUIDES[path] + ".md" + fragment
+        if guide := (GUIDES | RUN).get(path):
+            return up + guide + ".md" + fragment
         if path.startswith("nbs/"):
             return up + page_name(path) + ".ipynb" + fragment
         if path.endswith((".svg", ".png")):
@@ -248,10 +253,11 @@ def build(
     index = next(page for page in pages if page.name == "index")
     pages.remove(index)
 
-    for path, name in GUIDES.items():
-        text = relink((ROOT / path).read_text(encoding="utf-8"), on_site(".", name, site))
+    for path, name in (GUIDES | RUN).items():
+        move = on_site(str(Path(path).parent), name, site)
+        text = relink((ROOT / path).read_text(encoding="utf-8"), move)
         (site / f"{name}.md").write_text(text, encoding="utf-8")
-    guides = [contents("Begin", list(GUIDES.values()))]
+    guides = [contents("Begin", list(GUIDES.values())), contents("Run it", list(RUN.values()))]
     for room, notes in groupby(pages, lambda page: page.room):
         guides.append(contents(room, [page.name for page in notes]))
     guides.append(contents("Look up", ["reference"]))

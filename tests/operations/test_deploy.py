@@ -1,4 +1,4 @@
-"""What is deployed is checked here without a cluster: alert rules, dashboard, manifests, workflows, compose file."""
+"""What is deployed is checked here without a cluster: alert rules, dashboard, workflows, compose file."""
 
 import json
 import re
@@ -27,8 +27,6 @@ from housing_mlops.registry.shelf import install_bundle
 
 RULES = ROOT / "deploy/prometheus"
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
-MANIFESTS = ROOT / "deploy/kubernetes"
-KUBERNETES = "1.34.0"  # whose schemas the manifests are held against
 
 
 def promtool(*args: str, cwd: Path = RULES) -> subprocess.CompletedProcess[str]:
@@ -250,64 +248,6 @@ def test_the_api_is_scraped_as_text_and_the_rules_are_loaded(prometheus: str) ->
 )
 def test_every_metric_in_a_rule_exists(prometheus: str, name: str) -> None:
     until(lambda: value(prometheus, name), 15, f"a scrape of {name}")
-
-
-# Kubernetes
-
-
-def documents(path: Path) -> list[dict[str, Any]]:
-    return [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d]
-
-
-RESOURCES = sorted(
-    p for p in MANIFESTS.rglob("*.yaml") if p.name != "kustomization.yaml" and "patch" not in p.name
-)
-
-
-@pytest.mark.parametrize("path", RESOURCES, ids=lambda p: p.name)
-def test_a_manifest_fits_the_schema(path: Path) -> None:
-    import kubernetes_validate
-
-    for document in documents(path):
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
-
-def test_a_manifest_that_is_wrong_is_found() -> None:
-    import kubernetes_validate
-
-    [deployment] = documents(MANIFESTS / "base/deployment.yaml")
-    deployment["spec"]["replica"] = 3
-    with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
-        kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
-
-
-def test_kustomizations_name_files_that_exist_and_leave_none_out() -> None:
-    for path in MANIFESTS.rglob("kustomization.yaml"):
-        [given] = documents(path)
-        named = [*given.get("resources", []), *(p["path"] for p in given.get("patches", []))]
-        assert all((path.parent / name).exists() for name in named), path
-        files = {p.name for p in path.parent.glob("*.yaml")} - {"kustomization.yaml"}
-        assert files <= set(named), f"{path}: {files - set(named)} are not used"
-
-
-def test_selectors_meet_the_pods_they_are_meant_for() -> None:
-    found = {d["kind"]: d for p in RESOURCES for d in documents(p) if p.parent.name == "base"}
-    pods = found["Deployment"]["spec"]["template"]
-    labels = pods["metadata"]["labels"].items()
-    for chosen in (
-        found["Deployment"]["spec"]["selector"]["matchLabels"],
-        found["Service"]["spec"]["selector"],
-        found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
-    ):
-        assert chosen.items() <= labels
-    assert found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == "api"
-    [container] = pods["spec"]["containers"]
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    known = {f"HOUSING_{name.upper()}" for name in Settings.model_fields}
-    jobs = found["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    for one in (container, *jobs):
-        given = {e["name"] for e in one.get("env", [])}
-        assert {n for n in given if n.startswith("HOUSING_")} <= known
 
 
 # The compose file and its environment
