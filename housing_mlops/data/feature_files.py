@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['house_ids', 'times', 'read_feature_rows', 'training_set']
 
-# %% ../../nbs/1_data/08_feature_files.ipynb #57624f0f
+# %% ../../nbs/1_data/08_feature_files.ipynb #a9451d01
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from .feature_store import SqlStore
 from housing_mlops.data.feature_view import (
     CREATED,
     EVENT,
+    ID,
     JOIN_KEY,
     LONGEST_ID,
     RESERVED,
@@ -38,8 +40,8 @@ def house_ids(
     for n, cell in enumerate(cells):
         whole = isinstance(cell, float) and cell.is_integer()
         text = "" if pd.isna(cell) else str(int(cell) if whole else cell)
-        if not text or text != text.strip() or len(text) > LONGEST_ID:
-            rule = f"an id: 1 to {LONGEST_ID} characters, with no space around them"
+        if not re.fullmatch(ID, text) or text != text.strip() or len(text) > LONGEST_ID:
+            rule = f"an id: 1 to {LONGEST_ID} characters on one line, with no space around them"
             bad.append(BadCell(n + 1, JOIN_KEY, repr(text), rule))
         ids.append(text)
     return ids, bad

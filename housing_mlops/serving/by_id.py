@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['id_model', 'house_body', 'HousesById', 'whole_house']
 
-# %% ../../nbs/8_serving/17_by_id.ipynb #08709b94
+# %% ../../nbs/8_serving/17_by_id.ipynb #1c7f83d0
 import json
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..config import Settings
 from housing_mlops.data.feature_view import (
+    ID,
     JOIN_KEY,
     LONGEST_ID,
     RESERVED,
@@ -40,6 +41,7 @@ def id_model(
         strict=True,
         min_length=1,
         max_length=LONGEST_ID,
+        pattern=ID,
         description="What the house is called in the feature store.",
     )
     fields: dict[str, Any] = {JOIN_KEY: (Annotated[str, key], ...)}

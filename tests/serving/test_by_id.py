@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from houses import BOSTON, HOUSE, comparable, connected
+from houses import BOSTON, HOUSE, JSON, comparable, connected
 from processes import until
 from typer.testing import CliRunner
 
@@ -37,7 +37,7 @@ def fresh(bundles: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def ask(api: TestClient, **body: Any) -> tuple[int, Any]:
-    answer = api.post("/predict", json=body)
+    answer = api.post("/predict", content=json.dumps(body), headers=JSON)
     return answer.status_code, answer.json()
 
 
@@ -78,12 +78,19 @@ def test_what_is_not_found_says_why(fresh: Path) -> None:
         status, told = ask(api, house_id="odd")
         assert (status, told["detail"][0]["loc"]) == (422, ["body", "RM"])
         assert ask(api, house_id="odd", RM=6.0)[0] == 200, "what is said takes its place"
-        for body in ({"house_id": ""}, {"house_id": 7}, {"house_id": "x" * 65}, {"house_id": None}):
+        for body in (
+            {"house_id": ""},
+            {"house_id": 7},
+            {"house_id": "x" * 65},
+            {"house_id": "a\x00"},
+            {"house_id": "\ud800"},
+            {"house_id": None},
+        ):
             assert ask(api, **body)[1]["detail"][0]["loc"] == ["body", "house_id"], body
         for more in ({"RM": "six"}, {"RM": 99}, {"POOL": 1}, {"RM": None}):
             assert ask(api, house_id="new", **more)[1]["detail"][0]["loc"] == ["body", *more], more
         twice = '{"house_id": "new", "house_id": "old"}'
-        told = api.post("/predict", content=twice, headers={"Content-Type": "application/json"})
+        told = api.post("/predict", content=twice, headers=JSON)
         assert told.status_code == 422 and "twice" in told.text
         errors = api.app.service.counters.errors
         assert errors["unknown_house"] == errors["expired_house"] == 1
