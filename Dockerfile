@@ -1,4 +1,5 @@
 # Two images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow.
+# A third, `proxy`, is Debian's HAProxy with a file of settings: it stands in front of the APIs.
 #   docker build --target api -t housing-mlops-api .
 # Nothing here needs BuildKit. Everything that is installed is checked against a hash of requirements/*.lock.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -58,10 +59,32 @@ LABEL org.opencontainers.image.title="housing_mlops train" \
       org.opencontainers.image.revision="${REVISION}"
 ENV GIT_COMMIT=${REVISION}
 
+FROM base AS proxy
+RUN apt-get update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends haproxy >/dev/null \
+ && rm -rf /var/lib/apt/lists/*
+COPY deploy/proxy/haproxy.cfg deploy/proxy/servers.py ./
+USER housing
+EXPOSE 8000
+# HAProxy reads the addresses of HOUSING_PROXIES from a file, one a line. SIGUSR1 ends it when the last answer is given.
+ENTRYPOINT ["/bin/sh", "-ec", "echo \"$HOUSING_PROXIES\" | tr ', ' '\\n\\n' > /tmp/outer.list; exec haproxy -q -db -f /app/haproxy.cfg"]
+STOPSIGNAL SIGUSR1
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8404/alive', timeout=2)"]
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="housing_mlops proxy" \
+      org.opencontainers.image.description="HAProxy in front of the APIs that price houses" \
+      org.opencontainers.image.source="https://github.com/housing-mlops/housing-mlops" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
 FROM base AS api
 COPY --from=api-requirements /opt/venv /opt/venv
 COPY --from=package /wheels /tmp/wheels
 RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps --no-index /tmp/wheels/*.whl
+COPY deploy/passwords.py ./
 USER housing
 VOLUME /data
 ENV HOUSING_HOST=0.0.0.0 HOUSING_PORT=8000
