@@ -25,7 +25,7 @@ compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 
 # What images are named by. A tree with changes in it is not its last commit, and is not called so.
 VERSION  := $(shell sed -n 's/^version = //p' settings.ini)
-REVISION  = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(shell git status --porcelain 2>/dev/null | grep -q . && echo -dirty)
+REVISION  = $(shell git describe --always --dirty --abbrev=64 --exclude='*' 2>/dev/null || echo unknown)
 
 .PHONY: help serve train retrain report check test notebooks bench limits soak lint export readme docs lab lock clean env up down logs ps upgrade rotate images test-stack push deploy
 

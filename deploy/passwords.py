@@ -1,7 +1,8 @@
 """Make the passwords of the container stack on its first start, and change them while it runs.
 
 usage: python passwords.py make               make what is missing; one that the environment names wins
-       python passwords.py rotate [NAME ...]  new ones for roles of the database: mlflow, housing, postgres (all)
+       python passwords.py rotate [NAME ...]  new ones for roles of the database: mlflow, housing, postgres;
+                                              without a name for each that the environment does not name
        python passwords.py rotate grafana     a new one for Grafana's administrator
 
 Each reader has a folder of its own, and finds there what it needs and no more. A password that changes is changed
@@ -126,7 +127,8 @@ def rotate(home: Path, environ: Mapping[str, str], names: list[str]) -> None:
     """New passwords for `names`, in files and database."""
     import psycopg
 
-    before, names = kept(home), names or list(ROLES)
+    before = kept(home)
+    names = names or [role for role in ROLES if not environ.get(VARIABLES[role])]
     if unknown := [n for n in names if n not in VARIABLES]:
         sys.exit(f"There is no {unknown[0]}: choose from {', '.join(VARIABLES)}.")
     if set(VARIABLES) - set(before):
@@ -142,7 +144,7 @@ def rotate(home: Path, environ: Mapping[str, str], names: list[str]) -> None:
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[0]
         sys.exit(f"Nothing was changed, for the database cannot be asked: {reason}")
-    print(f"changed: {', '.join(names)}")
+    print(f"changed: {', '.join(names) or 'none, for .env names them all'}")
 
 
 def main(arguments: list[str]) -> None:
