@@ -33,11 +33,19 @@ RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/
     --require-hashes -r requirements/serve.lock \
  && find /opt/venv -path '*/numpy/*' -type d -name tests -prune -exec rm -r {} +
 
-# uv stays in this image: to copy a gigabyte into a cleaner stage takes longer than to install it.
-FROM tools AS train
-COPY requirements/train.lock requirements/
-RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
-    --require-hashes -r requirements/train.lock
+# One layer, from which goes what nobody runs: uv itself, the packages' own tests, their headers, and the part of
+# Arrow that speaks to servers. The compiled modules stay: without them every start compiles anew.
+FROM base AS train
+COPY requirements/uv.lock requirements/train.lock requirements/
+RUN pip install --quiet --no-cache-dir --require-hashes -r requirements/uv.lock \
+ && /usr/local/bin/python -m venv --without-pip /opt/venv \
+ && uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
+    --require-hashes -r requirements/train.lock \
+ && pip uninstall --quiet --yes uv \
+ && cd /opt/venv/lib/python3.11/site-packages \
+ && find . -type d '(' -name tests -o -name test ')' -prune -exec rm -r {} + \
+ && find . -type f '(' -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.pyx' -o -name '*.pxd' ')' -delete \
+ && rm pyarrow/libarrow_flight.so* pyarrow/_flight*
 COPY --from=package /wheels /tmp/wheels
 RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps --no-index /tmp/wheels/*.whl
 COPY nbs nbs
