@@ -275,7 +275,7 @@ class AccessSettings(SettingsGroup):
     )
     rate_limit_storage: str = Field(
         "memory://",
-        description="Where they are counted; workers share redis://host:6379.",
+        description="Where they are counted; another place than a process of its own needs its client installed.",
         repr=False,
     )
     cors_origins: str = Field("", description="Comma-separated origins of browsers that may ask.")

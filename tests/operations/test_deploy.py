@@ -152,7 +152,10 @@ def prometheus(
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(RULES / "alerts.yml")]
     config["scrape_configs"] = [
-        {**job, "static_configs": [{"targets": [f"127.0.0.1:{api.port}"]}]}
+        {
+            **{k: v for k, v in job.items() if k != "dns_sd_configs"},
+            "static_configs": [{"targets": [f"127.0.0.1:{api.port}"]}],
+        }
         for job in config["scrape_configs"]
         if job["job_name"] == "housing-api"
     ]
@@ -263,29 +266,59 @@ def test_compose_names_settings_that_exist_and_publishes_on_loopback() -> None:
         assert service["mem_limit"] and service["restart"], name
         for port in service.get("ports", []):
             assert port.startswith("${BIND:-127.0.0.1}:"), name
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    for secret in re.findall(r"\$\{(\w+_PASSWORD)(.*?)\}", text):
-        assert secret[1].startswith(":?"), f"{secret[0]} has a default"
+    for name, service in given["services"].items():
+        said = json.dumps(service)
+        assert name == "secrets" or "_PASSWORD}" not in said.replace(":-", ""), (
+            f"{name} is told one"
+        )
+        assert "_PASSWORD:-" not in said or name == "secrets"
+    assert set(re.findall(r"\$\{\w+_PASSWORD(.*?)\}", json.dumps(given))) == {":-"}, "a default"
+
+
+def password_files(home: Path) -> dict[str, str]:
+    assert all(stat.S_IMODE(p.stat().st_mode) == 0o600 for p in home.rglob("*") if p.is_file())
+    return {str(p.relative_to(home)): p.read_text() for p in home.rglob("*") if p.is_file()}
 
 
 @pytest.mark.process
-def test_environment_is_made_once_with_passwords_of_its_own(tmp_path: Path) -> None:
-    target = tmp_path / ".env"
-    command = [sys.executable, str(ROOT / "deploy/make_env.py"), str(target)]
+def test_passwords_are_made_once_and_each_reader_finds_its_own(tmp_path: Path) -> None:
+    for folder in ("all", "db", "mlflow", "housing", "grafana"):
+        (tmp_path / folder).mkdir()
 
-    def make() -> dict[str, str]:
-        subprocess.run(command, check=True, capture_output=True)
-        assert stat.S_IMODE(target.stat().st_mode) == 0o600
-        return dict(re.findall(r"^(\w+)=(.*)$", target.read_text(), re.M))
+    def passwords(*args: str, **given: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "deploy/passwords.py"), *args]
+        # A port where nobody listens: the database is not there.
+        env = {"PASSWORDS_HOME": str(tmp_path), "PGHOST": "127.0.0.1", "PGPORT": "9", **given}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
-    first = make()
-    secrets = {v for k, v in first.items() if k.endswith("_PASSWORD")}
-    assert len(secrets) == 4 and all(len(s) == 40 for s in secrets)
-    assert make() == first
-    target.write_text("POSTGRES_PASSWORD=mine\nAPI_PORT=8001\n")
-    later = make()
-    assert later["POSTGRES_PASSWORD"] == "mine" and later["API_PORT"] == "8001"
-    assert later.keys() == first.keys() and later["MLFLOW_DB_PASSWORD"]
+    assert passwords("rotate").returncode == 1, "there is nothing to change yet"
+    done = passwords("make", GRAFANA_PASSWORD="gr'f ana")
+    assert done.returncode == 0, done.stderr
+    first = password_files(tmp_path)
+    made = {first[f"all/{name}"] for name in ("postgres", "mlflow", "housing")}
+    assert len(made) == 3 and all(len(one) == 40 for one in made)
+    assert first["grafana/grafana"] == "gr'f ana"
+    assert first["housing/pgpass"] == f"*:*:*:housing:{first['all/housing']}\n"
+    assert {n for n, text in first.items() if first["all/housing"] in text} == {
+        *("all/housing", "db/housing", "housing/pgpass")
+    }
+    assert first["all/postgres"] not in first["mlflow/pgpass"] + first["housing/pgpass"]
+    assert passwords("make").returncode == 0 and password_files(tmp_path) == first
+
+    done = passwords("make", PREDICTIONS_DB_PASSWORD="a:b\\c @d")
+    later = password_files(tmp_path)
+    assert done.returncode == 0 and "when it starts" in done.stdout
+    assert later["db/housing"] == "a:b\\c @d" and later["all/mlflow"] == first["all/mlflow"]
+    assert later["housing/pgpass"] == "*:*:*:housing:a\\:b\\\\c @d\n"
+    for args, given, told in (
+        (("rotate",), {}, "Nothing was changed"),
+        (("rotate", "nobody"), {}, "There is no nobody"),
+        (("rotate", "mlflow"), {"MLFLOW_DB_PASSWORD": "x"}, "MLFLOW_DB_PASSWORD is set in .env"),
+        (("make",), {"MLFLOW_DB_PASSWORD": "a\nb"}, "cannot be printed"),
+    ):
+        done = passwords(*args, **given)
+        assert done.returncode == 1 and told in done.stderr, done
+        assert password_files(tmp_path) == later
 
 
 # Workflows
