@@ -84,12 +84,18 @@ def climb(
     iterations: int,  # the most steps of L-BFGS-B
     x: NDArray[np.float64],  # [rows, features], standardised
     y: NDArray[np.float64],  # [rows], standardised
+    prior: float = 0.0,  # how firmly every length scale is held to where it starts
 ) -> tuple[NDArray[np.float64], float]:
-    """The parameters of the kernel that so many steps lead to, and `unlikeliness` there."""
+    """The parameters of the kernel that so many steps lead to, and the objective there."""
+
+    def held(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        value, gradient = unlikeliness(theta, x, y)
+        away = theta[1:-1] - start[1:-1]
+        gradient[1:-1] += prior * away
+        return value + prior / 2 * float(away @ away), gradient
+
     steps = {"maxiter": iterations}
-    found = minimize(
-        unlikeliness, start, args=(x, y), jac=True, bounds=bounds, method="L-BFGS-B", options=steps
-    )
+    found = minimize(held, start, jac=True, bounds=bounds, method="L-BFGS-B", options=steps)
     return found.x, float(found.fun)
 
 # %% ../../nbs/4_training/01_candidates.ipynb #f9593161
@@ -113,7 +119,9 @@ class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc] # un
         iterations: int = 15,  # steps of L-BFGS on the marginal likelihood
         max_rows: int = 2_000,  # rows to learn from; a sample of larger tables
         random_state: int = 0,  # of that sample
+        prior: float = 0.0,  # precision of a normal prior of the logarithm of each length scale
     ) -> None:
+        self.prior = prior
         self.iterations = iterations
         self.max_rows = max_rows
         self.random_state = random_state
@@ -130,7 +138,7 @@ class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc] # un
             sample = np.sort(rng.choice(len(X), count, replace=False))
             X, y = X[sample], y[sample]
         scaled = (y - y.mean()) / (y.std() or 1.0)
-        optimizer = partial(climb, iterations=self.iterations, x=X, y=scaled)
+        optimizer = partial(climb, iterations=self.iterations, x=X, y=scaled, prior=self.prior)
         with warnings.catch_warnings():
             # a length scale at its upper bound is a feature that is ignored: an answer, no failure
             warnings.filterwarnings("ignore", "(?s).*upper bound", ConvergenceWarning)

@@ -72,7 +72,7 @@ SPACES: dict[str, Space] = {
         "subsample": real("subsample", 0.4, 1.0),
         "max_features": real("max_features", 0.2, 0.8),
     },
-    "GaussianProcess": lambda whole, real: {"iterations": whole("iterations", 10, 30, step=5)},
+    "GaussianProcess": lambda whole, real: {"prior": real("prior", 0.03, 10, log=True)},
 }
 
 # %% ../../nbs/4_training/12_search.ipynb #0e8e43ab
