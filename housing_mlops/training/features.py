@@ -112,7 +112,7 @@ def judge(
             by = cross_validate(made, dataset, X, y, folds[:1], seed, progress)
             gain, error = compared(without, by)
             told = ", ".join(map(str, features))
-            facts = {"rmse": without.rmse, "gain": gain, "se": error, "kept": gain > 2 * error}
+            facts = {"rmse": without.rmse, "gain": gain, "se": error, "kept": gain > error}
             rows.append({"model": judge.name, "kind": kind, **facts, "features": told})
     columns = ["model", "kind", "rmse", "gain", "se", "kept", "features"]
     return pd.DataFrame(rows, columns=columns)

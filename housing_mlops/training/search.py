@@ -72,7 +72,7 @@ SPACES: dict[str, Space] = {
         "subsample": real("subsample", 0.4, 1.0),
         "max_features": real("max_features", 0.2, 0.8),
     },
-    "GaussianProcess": lambda whole, real: {"iterations": whole("iterations", 10, 30, step=5)},
+    "GaussianProcess": lambda whole, real: {"prior": real("prior", 0.03, 10, log=True)},
 }
 
 # %% ../../nbs/4_training/12_search.ipynb #0e8e43ab
@@ -419,7 +419,7 @@ class Found:
     def table(self) -> pd.DataFrame:
         """A row a trial: number, family, rmse, state, seconds, the best so far."""
         rows = []
-        for t in self.study.trials:
+        for t in ended(self.study):
             error = t.value if t.value is not None else t.intermediate_values.get(0, np.nan)
             facts = {"rmse": error, "state": t.state.name.lower()}
             seconds = t.user_attrs.get("seconds", np.nan)
@@ -534,7 +534,7 @@ def setting_importance(
 ) -> pd.DataFrame:
     """A row a family and setting: its share of the spread of errors within the family."""
     rows = []
-    for family in dict.fromkeys(t.params["family"] for t in found.study.trials):
+    for family in dict.fromkeys(t.params["family"] for t in ended(found.study)):
         own = [
             t for t in ended(found.study) if t.value is not None and t.params["family"] == family
         ]

@@ -58,6 +58,17 @@ def test_a_price_looks_at_no_more_cells_however_many_columns_there_are() -> None
     assert wide.process_.X_train_.shape == (200, 400)
 
 
+def test_a_prior_holds_the_length_scales_to_where_they_start(
+    standardised: tuple[np.ndarray, np.ndarray],
+) -> None:
+    z, y = standardised
+    away = []
+    for prior in (0.0, 1.0, 1e4):
+        kernel = GaussianProcess(5, prior=prior).fit(z[::5], y[::5]).process_.kernel_
+        away.append(np.abs(np.log(kernel.k1.k2.length_scale / 3)).max())
+    assert away[0] > away[1] > away[2] and away[2] < 0.01
+
+
 def test_the_likelihood_is_scikit_learns_and_has_no_value_without_a_decomposition(
     standardised: tuple[np.ndarray, np.ndarray],
 ) -> None:
