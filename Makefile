@@ -43,7 +43,7 @@ report: $(env) ## write what the prediction log holds as a page under runs/, e.g
 
 check: $(env) ## in a minute: format, lint, types, what is generated, and the tests that start no process
 	@$(MAKE) -s lint
-	@pytest -q $(parallel) -m "not (process or database or browser or train)" $(ARGS)
+	@pytest -q $(parallel) -m "not (process or database or browser or train or scale)" $(ARGS)
 
 ifeq ($(ARGS),)
 test: $(env) ## every notebook's examples against the package, and tests/; then coverage. ARGS="-k drift": only these
@@ -104,7 +104,8 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
 	compile setup.py -o requirements/serve.lock; \
 	compile setup.py --extra train -o requirements/train.lock; \
-	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
+	compile setup.py --extra train --extra scale -o requirements/scale.lock; \
+	compile setup.py --extra train --extra scale --extra dev --extra docs -o requirements/dev.lock; \
 	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock
 	@wc -l requirements/*.lock
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_value', 'format_table', 'settings', 'schema', 'train',
            'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
-           'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price', 'quote_house',
-           'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain', 'decisions',
-           'simulate_own', 'simulate', 'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge',
+           'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'find_champion', 'open_champion', 'tell_price',
+           'quote_house', 'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain',
+           'decisions', 'simulate_own', 'simulate', 'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge',
            'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
            'show_log', 'repair_log', 'report']
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from housing_mlops.operations.retraining import Look
     from housing_mlops.prediction_log.log import PredictionLog
     from housing_mlops.registry.audit import Move
+    from housing_mlops.registry.shelf import Champion
 
 # %% ../nbs/cli.ipynb #042a481f
 class Commands(typer.core.TyperGroup):
@@ -443,16 +444,25 @@ def remove_keys(
     typer.echo(f"Removed: {', '.join(f'{key.name} ({key.id})' for key in gone)}.")
 
 # %% ../nbs/cli.ipynb #f79be16c
-def open_champion(
+def find_champion(
     settings: Settings,  # registry, cache folder and the model's name
-) -> "Model":
-    """The champion, opened; raises `HousingError` when there is none."""
-    from housing_mlops.model.inference import Model
+) -> "Champion":
+    """The champion's bundle and version; raises `HousingError` when there is none."""
     from housing_mlops.registry.fetch import fetch_champion
 
     champion = fetch_champion(settings)
     if champion is None:
         raise HousingError("There is no champion yet: train one with `housing-mlops train`.")
+    return champion
+
+
+def open_champion(
+    settings: Settings,  # registry, cache folder and the model's name
+) -> "Model":
+    """The champion, opened; raises `HousingError` when there is none."""
+    from housing_mlops.model.inference import Model
+
+    champion = find_champion(settings)
     return Model.open(champion.folder, champion.version, settings.interval)
 
 # %% ../nbs/cli.ipynb #28f7a313
@@ -517,15 +527,15 @@ def predict(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="A CSV or Parquet file, or - for one on standard input; "
+            help="A CSV or Parquet file, a folder of them, or - for a file on standard input; "
             "without it, one house as JSON on standard input."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The file to write, .csv or .parquet, or - for CSV on standard output; "
-            "default: beside the source, or where that is standard input, standard output."
+        typer.Argument(
+            help="The file to write, .csv or .parquet, or - for CSV on standard output; any other name is a "
+            "folder that gets parts, and is gone on with after a stop. Default: beside the source."
         ),
     ] = None,
     explained: Annotated[
@@ -539,16 +549,22 @@ def predict(
     ] = 0,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
-    """Price one house from standard input, or a file of houses."""
-    from housing_mlops.model.batch import price_file
-
-    model = open_champion(read_settings())
+    """Price one house from standard input, or houses by the million from files."""
+    now, stream = read_settings(), Path("-")
     if source is None:
-        typer.echo(json.dumps(quote_house(model, sys.stdin.read(), explained)))
+        typer.echo(json.dumps(quote_house(open_champion(now), sys.stdin.read(), explained)))
         return
     beside = source.with_name(f"{source.stem}-priced{source.suffix}")
-    target = out or (source if source == Path("-") else beside)
-    count = price_file(model, source, target, not quiet, explained)
+    target = out or (source if source == stream else beside)
+    if source == stream or target == stream or target.suffix in (".csv", ".parquet"):
+        from housing_mlops.model.batch import price_file
+
+        count = price_file(open_champion(now), source, target, not quiet, explained)
+    else:
+        from housing_mlops.model.scoring import score
+
+        found = find_champion(now)
+        count = score(found.folder, found.version, source, target, now, explained, not quiet)
     said = f"{count.priced} priced, {count.refused} refused (column error)."
     typer.echo(f"{target}: {said}", err=target == Path("-"))
 
