@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 env   := .venv/.made
-exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path gateway protocol server api)
+exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path fast_batch gateway protocol server api)
 # A worker a core; tests that share something stay together.
 parallel := -n logical --maxprocesses 8 --dist loadgroup
 

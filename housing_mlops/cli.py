@@ -7,9 +7,9 @@ __all__ = ['app', 'BY', 'keys', 'log_commands', 'Commands', 'main', 'format_valu
            'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history', 'shared_counters',
            'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'find_champion', 'open_champion', 'tell_price',
            'quote_house', 'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain',
-           'decisions', 'simulate_own', 'simulate', 'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge',
-           'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
-           'show_log', 'repair_log', 'report']
+           'decisions', 'simulate_own', 'simulate', 'log_engine', 'backtest', 'share_of', 'tell_trial', 'stop_trials',
+           'challenge', 'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log',
+           'reach_log', 'show_log', 'repair_log', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -885,6 +885,31 @@ def log_engine() -> "Iterator[sa.Engine]":
         raise HousingError(f"The prediction log cannot be used: {reason(error)}.") from None
     finally:
         engine.dispose()
+
+# %% ../nbs/cli.ipynb #bac7e5a2
+@app.command()
+def backtest(
+    version: Annotated[str, typer.Argument(help="The version to price by.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="Folder for the log and the prices; default: runs/backtest-VERSION."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
+) -> None:
+    """Price the whole prediction log again by another version, and compare."""
+    from dataclasses import asdict
+
+    from housing_mlops.operations import backtest as operations
+    from housing_mlops.prediction_log.database import migrate
+    from housing_mlops.registry.fetch import fetch_version
+
+    now = read_settings()
+    bundle, folder = fetch_version(version, now), out or now.path(f"runs/backtest-{version}")
+    with log_engine() as engine:
+        migrate(engine)
+        found = operations.backtest(engine, bundle, version, folder, now, not quiet)
+    typer.echo(format_table([asdict(one) for one in found]))
+    typer.echo(f"\nEvery house and both of its prices: {folder / 'prices'}")
 
 # %% ../nbs/cli.ipynb #5e11d011
 def share_of(

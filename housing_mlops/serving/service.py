@@ -232,6 +232,15 @@ class Service:
         """Of drift, for the model in use; None before there is one."""
         return self.verdicts.drift
 
+    async def keep(
+        self,
+        records: Sequence[bytes],  # as `encode_record` writes them, of one request
+    ) -> None:
+        """Nothing, once all records are kept as `durability` has it; raises `JournalError`."""
+        if self.log is not None:
+            self.log.journal.append_many(records)
+            await self.log.flusher.wait()
+
     async def accept(
         self,
         answers: Sequence[Prediction],  # to the houses of one request
@@ -244,9 +253,7 @@ class Service:
         if self.log is not None:
             now = time.time_ns() // 1000
             told, pairs = (now, route, request_id, client), zip(answers, houses, strict=True)
-            records = [encode_record(to_record(a, house, *told)) for a, house in pairs]
-            self.log.journal.append_many(records)
-            await self.log.flusher.wait()
+            await self.keep([encode_record(to_record(a, house, *told)) for a, house in pairs])
         for answer in answers:
             count_price(self.counters, answer)
 
