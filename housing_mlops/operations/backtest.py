@@ -90,7 +90,8 @@ def compare(
     folder: Path,  # of parts, as from `score`
 ) -> list[Comparison]:
     """A comparison for each version that answered."""
-    names, sums = ["logged_version", "logged_price", "prediction", "actual"], {}
+    names = ["logged_version", "logged_price", "prediction", "actual"]
+    sums: dict[str, Any] = {}
     for path in sorted(folder.glob("part-*.parquet")):
         table = arrow("parquet").read_table(path, columns=names)
         part = {name: table[name].to_numpy(zero_copy_only=False) for name in names}
@@ -98,10 +99,10 @@ def compare(
             sums[version] = sums.get(version, np.zeros(7)) + _sums(part, version)
     found = []
     for version, (houses, refused, apart, higher, sold, *squares) in sorted(sums.items()):
-        means = [float(s / houses) if houses else None for s in (apart, higher)]
-        errors = [float(np.sqrt(s / sold)) if sold else None for s in squares]
-        counts = (int(houses), int(refused))
-        found.append(Comparison(version, *counts, *means, int(sold), *errors))
+        apart, higher = (float(s / houses) if houses else None for s in (apart, higher))
+        rmse, other = (float(np.sqrt(s / sold)) if sold else None for s in squares)
+        counts = (version, int(houses), int(refused))
+        found.append(Comparison(*counts, apart, higher, int(sold), rmse, other))
     return found
 
 # %% ../../nbs/9_operations/09_backtest.ipynb #89f8ebf0

@@ -23,7 +23,7 @@ from ..schema import Dataset
 from .fast_path import Encoder, PriceRequest, Row, read_head, to_request
 from .gateway import Replay
 from .guards import StrictRoute
-from .service import Service, service_of
+from .service import Service, keep, service_of
 
 # %% ../../nbs/8_serving/17_fast_batch.ipynb #68688b42
 class HousesParser:
@@ -128,7 +128,8 @@ async def answer_batch(
     batch = await run_in_threadpool(pricer_of(model), asked, most)
     if batch is None:
         return None
-    await service.keep(batch.records)
+    if service.log is not None:
+        await keep(service.log, batch.records)
     prices = service.counters.version(model.version)
     for values, limits in batch.told:
         prices.add(values[0], limits)
