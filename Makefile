@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 env   := .venv/.made
-exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path gateway protocol server api)
+exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path fast_batch gateway protocol server api)
 # A worker a core, which computes with one thread; tests that share something stay together.
 parallel := -n logical --maxprocesses 8 --dist loadgroup
 alone    := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -48,7 +48,7 @@ report: $(env) ## write what the prediction log holds as a page under runs/, e.g
 
 check: $(env) ## in a minute: format, lint, types, what is generated, and the tests that start no process
 	@$(MAKE) -s lint
-	@$(alone) pytest -q $(parallel) -m "not (process or database or browser or train)" $(ARGS)
+	@$(alone) pytest -q $(parallel) -m "not (process or database or browser or train or scale)" $(ARGS)
 
 ifeq ($(ARGS),)
 test: $(env) ## every notebook's examples against the package, and tests/; then coverage. ARGS="-k drift": only these
@@ -114,7 +114,8 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
 	compile setup.py -o requirements/serve.lock; \
 	compile setup.py --extra train -o requirements/train.lock; \
-	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
+	compile setup.py --extra train --extra scale -o requirements/scale.lock; \
+	compile setup.py --extra train --extra scale --extra dev --extra docs -o requirements/dev.lock; \
 	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock; \
 	compile - <<<'feast>=0.67,<0.68' -o requirements/feast.lock
 	@wc -l requirements/*.lock

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'BY', 'keys', 'log_commands', 'features', 'Commands', 'main', 'format_value', 'format_table', 'settings',
            'schema', 'train', 'models', 'missing_gate', 'promote', 'gate_errors', 'rollback', 'move_row', 'history',
-           'shared_counters', 'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'open_champion', 'tell_price',
-           'quote_house', 'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain',
-           'decisions', 'simulate_own', 'simulate', 'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge',
-           'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
-           'show_log', 'repair_log', 'feature_store', 'moment', 'load_features', 'get_features', 'feature_history',
-           'materialize_features', 'feast_definitions', 'report']
+           'shared_counters', 'serve', 'up', 'make_key', 'list_keys', 'remove_keys', 'find_champion', 'open_champion',
+           'tell_price', 'quote_house', 'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look',
+           'retrain', 'decisions', 'simulate_own', 'simulate', 'log_engine', 'backtest', 'share_of', 'tell_trial',
+           'stop_trials', 'challenge', 'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log',
+           'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'feature_store', 'moment', 'load_features',
+           'get_features', 'feature_history', 'materialize_features', 'feast_definitions', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from housing_mlops.operations.retraining import Look
     from housing_mlops.prediction_log.log import PredictionLog
     from housing_mlops.registry.audit import Move
+    from housing_mlops.registry.shelf import Champion
     from housing_mlops.schema import Dataset
 
 # %% ../nbs/cli.ipynb #042a481f
@@ -446,16 +447,25 @@ def remove_keys(
     typer.echo(f"Removed: {', '.join(f'{key.name} ({key.id})' for key in gone)}.")
 
 # %% ../nbs/cli.ipynb #f79be16c
-def open_champion(
+def find_champion(
     settings: Settings,  # registry, cache folder and the model's name
-) -> "Model":
-    """The champion, opened; raises `HousingError` when there is none."""
-    from housing_mlops.model.inference import Model
+) -> "Champion":
+    """The champion's bundle and version; raises `HousingError` when there is none."""
     from housing_mlops.registry.fetch import fetch_champion
 
     champion = fetch_champion(settings)
     if champion is None:
         raise HousingError("There is no champion yet: train one with `housing-mlops train`.")
+    return champion
+
+
+def open_champion(
+    settings: Settings,  # registry, cache folder and the model's name
+) -> "Model":
+    """The champion, opened; raises `HousingError` when there is none."""
+    from housing_mlops.model.inference import Model
+
+    champion = find_champion(settings)
     return Model.open(champion.folder, champion.version, settings.interval)
 
 # %% ../nbs/cli.ipynb #28f7a313
@@ -520,15 +530,15 @@ def predict(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="A CSV or Parquet file, or - for one on standard input; "
+            help="A CSV or Parquet file, a folder of them, or - for a file on standard input; "
             "without it, one house as JSON on standard input."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The file to write, .csv or .parquet, or - for CSV on standard output; "
-            "default: beside the source, or where that is standard input, standard output."
+        typer.Argument(
+            help="The file to write, .csv or .parquet, or - for CSV on standard output; any other name is a "
+            "folder that gets parts, and is gone on with after a stop. Default: beside the source."
         ),
     ] = None,
     explained: Annotated[
@@ -542,16 +552,22 @@ def predict(
     ] = 0,
     quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
 ) -> None:
-    """Price one house from standard input, or a file of houses."""
-    from housing_mlops.model.batch import price_file
-
-    model = open_champion(read_settings())
+    """Price one house from standard input, or houses by the million from files."""
+    now, stream = read_settings(), Path("-")
     if source is None:
-        typer.echo(json.dumps(quote_house(model, sys.stdin.read(), explained)))
+        typer.echo(json.dumps(quote_house(open_champion(now), sys.stdin.read(), explained)))
         return
     beside = source.with_name(f"{source.stem}-priced{source.suffix}")
-    target = out or (source if source == Path("-") else beside)
-    count = price_file(model, source, target, not quiet, explained)
+    target = out or (source if source == stream else beside)
+    if source == stream or target == stream or target.suffix in (".csv", ".parquet"):
+        from housing_mlops.model.batch import price_file
+
+        count = price_file(open_champion(now), source, target, not quiet, explained)
+    else:
+        from housing_mlops.model.scoring import score
+
+        found = find_champion(now)
+        count = score(found.folder, found.version, source, target, now, explained, not quiet)
     said = f"{count.priced} priced, {count.refused} refused (column error)."
     typer.echo(f"{target}: {said}", err=target == Path("-"))
 
@@ -872,6 +888,31 @@ def log_engine() -> "Iterator[sa.Engine]":
         raise HousingError(f"The prediction log cannot be used: {reason(error)}.") from None
     finally:
         engine.dispose()
+
+# %% ../nbs/cli.ipynb #bac7e5a2
+@app.command()
+def backtest(
+    version: Annotated[str, typer.Argument(help="The version to price by.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="Folder for the log and the prices; default: runs/backtest-VERSION."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Show no progress bar.")] = False,
+) -> None:
+    """Price the whole prediction log again by another version, and compare."""
+    from dataclasses import asdict
+
+    from housing_mlops.operations import backtest as operations
+    from housing_mlops.prediction_log.database import migrate
+    from housing_mlops.registry.fetch import fetch_version
+
+    now = read_settings()
+    bundle, folder = fetch_version(version, now), out or now.path(f"runs/backtest-{version}")
+    with log_engine() as engine:
+        migrate(engine)
+        found = operations.backtest(engine, bundle, version, folder, now, not quiet)
+    typer.echo(format_table([asdict(one) for one in found]))
+    typer.echo(f"\nEvery house and both of its prices: {folder / 'prices'}")
 
 # %% ../nbs/cli.ipynb #5e11d011
 def share_of(

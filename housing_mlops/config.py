@@ -6,7 +6,8 @@
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
            'DataSettings', 'FeatureStoreSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings',
            'ServerSettings', 'KeySettings', 'AccessSettings', 'PricingSettings', 'TrialSettings', 'MonitoringSettings',
-           'LogSettings', 'RetrainingSettings', 'Settings', 'unknown_settings', 'read_settings', 'get_settings']
+           'LogSettings', 'RetrainingSettings', 'ScaleSettings', 'Settings', 'unknown_settings', 'read_settings',
+           'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
 import os
@@ -424,8 +425,26 @@ class RetrainingSettings(SettingsGroup):
         "file", description="Comma-separated sources whose share is not capped."
     )
 
+# %% ../nbs/00_config.ipynb #5ca1e001
+class ScaleSettings(SettingsGroup):
+    """Where a search or a large file is computed."""
+
+    scheduler: str = Field(
+        "",
+        pattern=r"^(|local|(tcp|tls)://\S+)$",
+        description="Dask scheduler of searches and large files, tls://host:8786; local: processes of this "
+        "machine; empty: this process.",
+    )
+    scheduler_open: bool = Field(
+        False, description="Use a tcp:// scheduler on another machine: the network is closed."
+    )
+    scale_workers: int = Field(
+        0, ge=0, description="Processes of HOUSING_SCHEDULER=local; 0: one a core."
+    )
+
 # %% ../nbs/00_config.ipynb #e4a11a1c
 class Settings(  # pydantic reads the fields of the last base first
+    ScaleSettings,
     RetrainingSettings,
     TrialSettings,
     LogSettings,

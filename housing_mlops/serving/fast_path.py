@@ -151,6 +151,7 @@ class Encoder:
     def __init__(
         self,
         model: Model,  # that prices
+        route: str = "/predict",  # that is answered
     ) -> None:
         name, version = model.info.model, model.version
         unit = _literal(json.dumps(model.dataset.target.unit))
@@ -167,10 +168,11 @@ class Encoder:
             b'{"prediction":%%b,"unit":%b,"interval":%b,%%b,"prediction_id":"%%b",%b,"latency_ms":%%.3f}'
             % (unit, interval, names)
         )
-        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t/predict\t%%b\t%%b\t%%b\t%%b" % (
+        self.record = b"%%b\t%%d\t%b\t%b\t%%b%b\t%%.3f\t%b\t%%b\t%%b\t%%b\t%%b" % (
             _literal(name),
             _literal(version),
             rest,
+            _literal(route),
         )
 
     def __call__(

@@ -53,6 +53,7 @@ from housing_mlops.serving.explain import (
     quote_client,
     work_out_in_turn,
 )
+from .fast_batch import BatchRoute
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
@@ -202,13 +203,20 @@ def add_batch(
         ),
     ]
 
-    @router.post("/predict/batch", response_model=BatchAnswer)
     async def predict_batch(
         batch: houses, request: Request, service: Serve, client: Client
     ) -> Response:
         """The prices of many houses; one that is refused has an error in its place."""
         answer = await price_batch(service, batch, request_id(request), client, client_id(request))
         return Response(answer.model_dump_json(), media_type="application/json")
+
+    router.add_api_route(
+        "/predict/batch",
+        predict_batch,
+        methods=["POST"],
+        response_model=BatchAnswer,
+        route_class_override=BatchRoute,
+    )
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000010
 def pricing_routes(

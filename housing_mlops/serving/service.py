@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'reporter', 'ChampionWatch', 'intervals', 'to_predictions', 'limits_of', 'count_price',
-           'to_record', 'NoModel', 'Service', 'price_rows', 'check_ready', 'check_trial', 'health_checks',
+           'to_record', 'NoModel', 'keep', 'Service', 'price_rows', 'check_ready', 'check_trial', 'health_checks',
            'declared_cap', 'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs', 'reporter_name']
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452954
@@ -196,6 +196,15 @@ def to_record(
 class NoModel(HousingError):
     """There is no model to price with."""
 
+# %% ../../nbs/8_serving/05_service.ipynb #5e12ce01
+async def keep(
+    log: PredictionLog,  # of this worker
+    records: Sequence[bytes],  # as `encode_record` writes them, of one request
+) -> None:
+    """Nothing, once all records are kept as `durability` has it; raises `JournalError`."""
+    log.journal.append_many(records)
+    await log.flusher.wait()
+
 # %% ../../nbs/8_serving/05_service.ipynb #3600000d
 class Service:
     """What one worker process serves with."""
@@ -251,8 +260,7 @@ class Service:
             now = time.time_ns() // 1000
             told, pairs = (now, route, request_id, client), zip(answers, houses, strict=True)
             records = [encode_record(to_record(a, house, *told)) for a, house in pairs]
-            self.log.journal.append_many(records)
-            await self.log.flusher.wait()
+            await keep(self.log, records)
         for answer in answers:
             count_price(self.counters, answer)
 
