@@ -243,7 +243,7 @@ def prometheus(
         until(lambda: ask(f"{metrics}/-/ready")[0] == 200, what="Prometheus is ready")
         ask_for_everything(api.address, metrics, table)
         engine = connect(Settings(home=home).database)
-        record_decision(engine, "wait", "no signal", {})
+        record_decision(engine, "wait", "no signal", {"labels": 0})
         trial = {"version": "2", "against": "1", "share": 0.1, "since": "2026-11-24T12:00:00+00:00"}
         record_decision(engine, "trial: go on", "undecided", {"trial": trial})
         engine.dispose()
