@@ -363,7 +363,7 @@ def live_error_metrics(
         [([row["model"], row["model_version"], m], row[m]) for row in rows for m in measures],
     )
     yield gauge_family(
-        "housing_live_error_sum",
+        "housing_live_error_accumulated",
         "Sum over the actual prices of the absolute, the squared or the signed error.",
         ["model", "model_version", "measure"],
         [
