@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from ..config import HousingError, Settings, get_settings
 from ..model.bundle import BundleError, read_info
-from ..monitoring.counters import save_counters
+from ..monitoring.counters import process_use, save_counters
 from ..monitoring.verdicts import Verdicts, share_verdicts
 from ..prediction_log.journal import JournalError
 from housing_mlops.prediction_log.record import (
@@ -41,6 +41,7 @@ from ..registry.shelf import cached_champion
 from ..schema import Dataset, load_dataset
 from .access_log import access_log_aside
 from .dashboard import pages
+from .explain import ExplanationsWait
 from .fast_path import make_fast_path
 from .gateway import HousingAPI
 from housing_mlops.serving.routes import (
@@ -118,18 +119,19 @@ async def reload(request: Request, service: Serve) -> dict[str, Any]:
 STATUS: dict[type[HousingError], tuple[int, str]] = {
     NoModel: (503, "no_model"),
     JournalError: (503, "journal"),
+    ExplanationsWait: (503, "explain"),
     LogUnavailable: (503, "database"),
     UnknownPrediction: (404, "unknown_prediction"),
     FeedbackConflict: (409, "conflict"),
     ForeignPrediction: (403, "key"),
 }
-REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method"}
+REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method", 503: "log_off"}
 
 
 async def failed(request: Request, error: Exception) -> Response:
     """The answer to one of the errors in `STATUS`."""
     status, reason = next(known for kind, known in STATUS.items() if isinstance(error, kind))
-    service_of(request).counters.error(reason)
+    service_of(request).refusals.note(reason, request.scope)
     headers = {"Retry-After": "5"} if status == 503 else {}
     return JSONResponse({"detail": str(error)}, status, headers)
 
@@ -137,7 +139,7 @@ async def failed(request: Request, error: Exception) -> Response:
 async def invalid(request: Request, error: Exception) -> Response:
     """The answer to a request that is not as declared: every complaint, with its place."""
     assert isinstance(error, RequestValidationError)
-    service_of(request).counters.error("invalid")
+    service_of(request).refusals.note("invalid", request.scope)
     complaints = []
     for e in error.errors():
         reason = f"{e['msg']}: {e['ctx']['error']}" if e["type"] == "json_invalid" else e["msg"]
@@ -148,7 +150,8 @@ async def invalid(request: Request, error: Exception) -> Response:
 async def refused(request: Request, error: Exception) -> Response:
     """The answer to what the framework, a guard or the gateway refused."""
     assert isinstance(error, HTTPException)
-    service_of(request).counters.error(REASONS.get(error.status_code, "http"))
+    reason = REASONS.get(error.status_code, "http")
+    service_of(request).refusals.note(reason, request.scope)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 # %% ../../nbs/8_serving/13_api.ipynb #617e3c56
@@ -211,15 +214,16 @@ async def share(
         folder = service.settings.path(service.settings.metrics_dir)
         folder.mkdir(parents=True, exist_ok=True)
         state = service.log.state if service.log else None
-        save_counters(service.counters, folder / service.worker, state)
+        save_counters(service.counters, folder / service.worker, state, process_use())
 
 
 async def cut_off(
     app: HousingAPI,  # the application
 ) -> None:
-    """Cut off clients that take too long to send their requests, or to read their answers."""
+    """Cut off clients that take too long to send or to read, and tell which refusals are over."""
     app.reader.cut_off()
     app.connections.look()
+    app.service.refusals.look()
 
 
 async def renew_keys(

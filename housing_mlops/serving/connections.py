@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ..config import Settings
-from ..monitoring.counters import Counters
+from .access_log import Refusals
 
 # %% ../../nbs/8_serving/09_connections.ipynb #f0ba928a
 class Line(Protocol):
@@ -70,10 +70,10 @@ class Connections:
     def __init__(
         self,
         settings: Settings,  # with the bounds and the deadline
-        counters: Counters,  # of this worker
+        refusals: Refusals,  # of this worker
     ) -> None:
         self.most, self.of_one = settings.max_connections, settings.max_connections_of_one
-        self.seconds, self.counters = settings.deadline_s, counters
+        self.seconds, self.refusals = settings.deadline_s, refusals
         self.settings = settings
         self.lines: dict[Line, Progress] = {}
         self.clients: Counter[str] = Counter()
@@ -83,14 +83,15 @@ class Connections:
         line: Line,  # a connection that was just made
     ) -> bool:
         """Let a connection in, or close it; whether it is a spare one, for probes only."""
-        address, number = address_of(line), len(self.lines)
-        of_one = self.clients[address] >= self.of_one and not self.settings.is_proxy(address)
-        if number >= self.most + SPARE or of_one:
-            self.counters.error("connections")
+        address, beyond = address_of(line), len(self.lines) - self.most
+        if not self.settings.is_proxy(address):
+            beyond = max(beyond, self.clients[address] - self.of_one)
+        if beyond >= SPARE:
+            self.refusals.note_unread("connections", 503, address)
             line.transport.write(FULL)
             line.transport.close()
             return False
-        self.lines[line] = Progress(spare=number >= self.most)
+        self.lines[line] = Progress(spare=beyond >= 0)
         self.clients[address] += 1
         return self.lines[line].spare
 
@@ -113,9 +114,10 @@ class Connections:
             if stands is None or stands != progress.stands:
                 progress.stands, progress.since = stands, now
             elif now - progress.since >= (0 if progress.spare else self.seconds):
-                self.counters.error("slow")
                 if stands[0] == "head":
+                    self.refusals.note_unread("slow", 408, address_of(line))
                     line.transport.write(CUT_OFF)
                     line.transport.close()
                 else:
+                    self.refusals.note("slow")
                     line.transport.abort()  # closing would wait for the client to read

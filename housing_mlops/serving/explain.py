@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FeatureReason', 'PriceContrast', 'PriceExplanation', 'ExplanationAnswer', 'ExplainedPrediction', 'work_out',
-           'work_out_in_turn', 'quote_client', 'add_explain']
+           'ExplanationsWait', 'work_out_in_turn', 'quote_client', 'add_explain']
 
 # %% ../../nbs/8_serving/14_explain.ipynb #9b83c56e
 import asyncio
@@ -12,10 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict
 
+from ..config import HousingError
 from ..model.explanation import Value, contrasts, explain
 from ..model.inference import Model, Quote, row_of
 from ..schema import Dataset
@@ -89,19 +90,21 @@ def work_out(
     )
 
 
+class ExplanationsWait(HousingError):
+    """More explanations are asked for than can be given."""
+
+
 async def work_out_in_turn(
     service: Service,  # with the places to work
     model: Model,  # that prices
     row: Sequence[Value],  # a house, in the order of the columns
 ) -> tuple[float, PriceExplanation]:
-    """The same, in a thread and when it is its turn; raises `HTTPException` (503)."""
+    """The same, in a thread and when it is its turn; raises `ExplanationsWait`."""
     try:
         async with asyncio.timeout(service.settings.explain_wait_s):
             await service.explaining.acquire()
     except TimeoutError:
-        raise HTTPException(
-            503, "Too many explanations wait for their turn; try again.", {"Retry-After": "2"}
-        ) from None
+        raise ExplanationsWait("Too many explanations wait for their turn; try again.") from None
     try:
         return await run_in_threadpool(work_out, model, row)
     finally:

@@ -388,8 +388,10 @@ PRICE_HEADERS: Final = [(b"content-type", b"application/json"), *SECURITY_HEADER
 def log_price(
     service: Service,  # whose settings say what the access log holds
     request: PriceRequest,  # that was answered with a price
+    address: tuple[str, int] | None,  # that it came from; None on a Unix socket
 ) -> None:
     """A line of the access log, where it holds more than errors."""
     if service.settings.access_log == "all":
-        seconds = time.perf_counter() - request.start
-        log_request("all", "POST", "/predict", 200, seconds, request.request_id.decode())
+        seconds, named = time.perf_counter() - request.start, request.request_id.decode()
+        client = request.client.decode() or (address or ("local", 0))[0]
+        log_request("all", "POST", "/predict", 200, seconds, named, client)

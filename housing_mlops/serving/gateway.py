@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ..config import Settings
-from ..monitoring.counters import Counters
+from ..monitoring.counters import PROBES
 from ..prediction_log.record import new_id
-from .access_log import clean_id, log_request
+from .access_log import Refusals, clean_id, log_request, wants_line
 from .connections import Connections
 from housing_mlops.serving.fast_path import (
     SECURITY_HEADERS,
@@ -31,12 +31,13 @@ from housing_mlops.serving.fast_path import (
     parse_request,
 )
 from housing_mlops.serving.guards import (
-    PROBES,
     ExposedError,
     HostNames,
     RateLimit,
     check_exposure,
+    client_of,
 )
+from .keys import KeyRing
 from .service import Service
 
 # %% ../../nbs/8_serving/10_gateway.ipynb #7951762f
@@ -104,10 +105,11 @@ class RequestLog:
     def __init__(
         self,
         app: ASGIApp,  # what comes next
-        counters: Counters,  # of this worker
-        wanted: str,  # which requests the access log holds: all, errors or off
+        refusals: Refusals,  # of this worker, with its counters and what the access log holds
+        keys: KeyRing,  # by which clients are known
     ) -> None:
-        self.app, self.counters, self.wanted = app, counters, wanted
+        self.app, self.keys = app, keys
+        self.counters, self.wanted = refusals.counters, refusals.wanted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note what comes of it."""
@@ -119,8 +121,14 @@ class RequestLog:
                 seconds = time.perf_counter() - start
                 route = scope.get("counted_as", getattr(scope.get("route"), "path", "other"))
                 self.counters.histogram(route, sent.status).add(seconds)
-                method, path, request_id = scope["method"], scope["path"], scope["request_id"]
-                log_request(self.wanted, method, path, sent.status, seconds, request_id)
+                if wants_line(self.wanted, sent.status):
+                    asked = (scope["method"], scope["path"], sent.status, seconds)
+                    told = (
+                        scope["request_id"],
+                        client_of(self.keys, scope),
+                        scope.get("reason", ""),
+                    )
+                    log_request(self.wanted, *asked, *told)
 
 # %% ../../nbs/8_serving/10_gateway.ipynb #82dfdd7c
 class ClientLimit:
@@ -130,14 +138,14 @@ class ClientLimit:
         self,
         app: ASGIApp,  # what comes next
         limit: RateLimit,  # that knows the clients
-        counters: Counters,  # of this worker
+        refusals: Refusals,  # of this worker
     ) -> None:
-        self.app, self.limit, self.counters = app, limit, counters
+        self.app, self.limit, self.refusals = app, limit, refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if wait := await self.limit.wait(scope):
-            self.counters.error("rate")
+            self.refusals.note("rate", scope)
             await refuse(send, 429, "Too many requests from here; try again later.", wait)
             return
         await self.app(scope, receive, send)
@@ -185,7 +193,7 @@ class ExposureGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if why := find_exposure(scope.get("server"), self.service):
-            self.service.counters.error("exposed")
+            self.service.refusals.note("exposed", scope)
             await refuse(send, 403, why)
         else:
             await self.app(scope, receive, send)
@@ -198,16 +206,16 @@ class KnownHost:
         self,
         app: ASGIApp,  # what comes next
         hosts: HostNames,  # under which the API may be asked
-        counters: Counters,  # of this worker
+        refusals: Refusals,  # of this worker
     ) -> None:
-        self.app, self.hosts, self.counters = app, hosts, counters
+        self.app, self.hosts, self.refusals = app, hosts, refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if all(self.hosts.allows(value) for name, value in scope["headers"] if name == b"host"):
             await self.app(scope, receive, send)
             return
-        self.counters.error("host")
+        self.refusals.note("host", scope)
         await refuse(send, 421, "The API has another name; HOUSING_HOSTS lists those it goes by.")
 
 # %% ../../nbs/8_serving/10_gateway.ipynb #7cd384c2
@@ -269,11 +277,11 @@ class BodyReader:
     def __init__(
         self,
         app: ASGIApp,  # what comes next
-        counters: Counters,  # of this worker
+        refusals: Refusals,  # of this worker
         most: int,  # bytes of a body
         seconds: float,  # that a body may take to arrive
     ) -> None:
-        self.app, self.counters, self.most, self.seconds = app, counters, most, seconds
+        self.app, self.refusals, self.most, self.seconds = app, refusals, most, seconds
         self.waiting: dict[asyncio.Task[Any], Reading] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -284,13 +292,13 @@ class BodyReader:
         try:
             body = await read_body(scope, receive, self.most)
         except TooLarge:
-            self.counters.error("too_large")
+            self.refusals.note("too_large", scope)
             await refuse(send, 413, "The body is larger than HOUSING_MAX_BODY_BYTES allows.")
             return
         except asyncio.CancelledError:
             if not reading.late or task.uncancel():  # the server ends
                 raise
-            self.counters.error("slow")
+            self.refusals.note("slow", scope)
             await refuse(send, 408, "The request took too long to arrive.")
             return
         finally:
@@ -323,7 +331,7 @@ class OverloadLimit:
         if scope["path"] in PROBES:
             await self.app(scope, receive, send)
         elif self.service.in_progress >= self.most:
-            self.service.counters.error("busy")
+            self.service.refusals.note("busy", scope)
             await refuse(send, 503, "Too many requests in progress; try again.", retry_s=1)
         else:
             self.service.in_progress += 1
@@ -360,7 +368,7 @@ class FastPathEntry:
             length = (b"content-length", b"%d" % len(answer))
             await send({"type": "http.response.start", "status": 200, "headers": [JSON, length]})
             await send({"type": "http.response.body", "body": answer})
-            log_price(self.service, request)
+            log_price(self.service, request, scope.get("client"))
 
 # %% ../../nbs/8_serving/10_gateway.ipynb #74a16421
 class HousingAPI(FastAPI):
@@ -374,16 +382,16 @@ class HousingAPI(FastAPI):
         super().__init__(**options)
         self.service = self.state.service = service
         self.prices = PriceQueue()
-        counters, settings = service.counters, service.settings
+        refusals, settings = service.refusals, service.settings
         entry = OverloadLimit(FastPathEntry(super().__call__, service, self.prices), service)
-        self.reader = BodyReader(entry, counters, settings.max_body_bytes, settings.deadline_s)
+        self.reader = BodyReader(entry, refusals, settings.max_body_bytes, settings.deadline_s)
         limited: ASGIApp = self.reader
         if service.limiter is not None:
-            limited = ClientLimit(limited, service.limiter, counters)
-        named = KnownHost(limited, service.hosts, counters)
-        logged = RequestLog(ExposureGuard(named, service), counters, settings.access_log)
+            limited = ClientLimit(limited, service.limiter, refusals)
+        named = KnownHost(limited, service.hosts, refusals)
+        logged = RequestLog(ExposureGuard(named, service), refusals, service.keys)
         self.gateway = behind_proxies(StandardHeaders(logged), settings)
-        self.connections = Connections(settings, counters)
+        self.connections = Connections(settings, refusals)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's request, or run the lifespan."""

@@ -56,6 +56,7 @@ from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
     Service,
+    check_ready,
     declared_cap,
     health_checks,
     metric_numbers,
@@ -237,10 +238,13 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@operations.get("/readyz", responses={503: {"model": Problem, "description": "No model yet"}})
+@operations.get(
+    "/readyz",
+    responses={503: {"model": Problem, "description": "No model yet, or no record is taken"}},
+)
 async def readyz(service: Serve) -> dict[str, str]:
-    """A model is loaded."""
-    return {"status": "ready", "model_version": service.ready().version}
+    """A model is loaded, and the journal takes records: a price that is asked for is given."""
+    return {"status": "ready", "model_version": check_ready(service).version}
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000013
 @operations.get("/health", responses={503: {"description": "Unhealthy; the body is the same"}})

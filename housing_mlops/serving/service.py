@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'reporter', 'ChampionWatch', 'intervals', 'to_predictions', 'limits_of', 'count_price',
-           'to_record', 'NoModel', 'Service', 'price_rows', 'check_trial', 'health_checks', 'declared_cap',
-           'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs', 'reporter_name']
+           'to_record', 'NoModel', 'Service', 'price_rows', 'check_ready', 'check_trial', 'health_checks',
+           'declared_cap', 'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs', 'reporter_name']
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452954
 import asyncio
@@ -28,7 +28,7 @@ from ..config import HousingError, Settings
 from ..model.bundle import BundleError
 from ..model.inference import Model, Quote
 from ..model.interval import Limits
-from ..monitoring.counters import Counters, gather, gather_log
+from ..monitoring.counters import Counters, gather, gather_log, gather_use
 from housing_mlops.monitoring.health import (
     Check,
     check_disk,
@@ -36,16 +36,19 @@ from housing_mlops.monitoring.health import (
     check_error,
     check_log,
     check_model,
+    disk_room,
     overall,
 )
 from ..monitoring.judgement import Judgement
 from ..monitoring.metrics import Numbers
 from ..monitoring.verdicts import Verdicts
+from ..prediction_log.journal import try_journal
 from ..prediction_log.log import PredictionLog, open_log
 from ..prediction_log.record import Record, encode_record, new_id
 from ..registry.fetch import fetch_champion
 from ..registry.shelf import Champion
 from ..registry.store import RegistryError
+from .access_log import Refusals
 from .answers import Prediction, PriceInterval
 from .guards import HostNames, RateLimit
 from .keys import ROLES, KeyRing, Role
@@ -205,6 +208,7 @@ class Service:
         self.model: Model | None = None
         self.log: PredictionLog | None = None
         self.counters, self.in_progress = Counters(), 0  # requests
+        self.refusals = Refusals(self.counters, settings.access_log)
         self.verdicts = Verdicts()  # on the model in use, as the database has them
         self.asking = asyncio.Semaphore(16)  # of the log
         self.explaining = asyncio.Semaphore(settings.explain_at_once)
@@ -264,6 +268,16 @@ def price_rows(
     for model, places, quote in parts:
         answers |= zip(places, to_predictions(model, quote, took), strict=True)
     return [answers[i] for i in range(len(rows))]
+
+# %% ../../nbs/8_serving/05_service.ipynb #529d5e38
+def check_ready(
+    service: Service,  # of this process
+) -> Model:
+    """The model in use, when its prices would be kept; raises `NoModel`, `JournalError`."""
+    model = service.ready()
+    if service.log is not None:
+        try_journal(service.log.journal)
+    return model
 
 # %% ../../nbs/8_serving/05_service.ipynb #36000012
 def check_trial(
@@ -327,11 +341,14 @@ def metric_numbers(
     folder = settings.path(settings.metrics_dir) if settings.metrics_dir else None
     state = gather_log(log.state, folder, service.worker) if log else None
     whole = gather(service.counters, folder, service.worker)
-    health = overall(health_checks(service))
+    checks = health_checks(service)
     return Numbers(
-        *(whole, service.model, state, service.judgement, service.live, health),
+        *(whole, service.model, state, service.judgement, service.live, overall(checks)),
         loop=service.loop,
         error=service.verdicts.error,
+        checks={name: check.state for name, check in checks.items()},
+        disk=disk_room(settings.path(settings.journal_dir)),
+        use=gather_use(folder, service.worker),
     )
 
 # %% ../../nbs/8_serving/05_service.ipynb #c8fc198a

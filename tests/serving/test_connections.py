@@ -12,6 +12,8 @@ from houses import BODY, HOUSE
 from processes import until
 from talk import Api, answers, post, running
 
+from housing_mlops.serving.connections import SPARE
+
 pytestmark = pytest.mark.fault
 PROBE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -53,18 +55,34 @@ def test_beyond_the_bound_probes_are_answered_and_nothing_else(hurried: Api) -> 
         assert hurried.talk(PROBE)[0][0] == 200
         [(status, headers, body)] = hurried.talk(post())
         assert status == 503 and headers[b"retry-after"] == b"1" and b"connections" in body
+        assert hurried.service.counters.errors["connections"] == 1
         assert headers[b"x-request-id"] and headers[b"cache-control"] == b"no-store"
     until(lambda: not hurried.app.connections.lines)
     assert hurried.talk(post())[0][0] == 200
 
 
-def test_one_address_has_a_bound_of_its_own(home: Path) -> None:
+def test_one_address_has_a_bound_of_its_own_beyond_which_its_probes_are_answered(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "housing_mlops")
     with running(home, log="off", max_connections_of_one=3) as api, ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(connect(api)).sendall(PROBE)
         until(lambda: len(api.app.connections.lines) == 3)
-        assert api.talk(PROBE)[0][0] == 503
+        assert api.talk(PROBE)[0][0] == 200
+        assert api.talk(post())[0][0] == 503
         assert api.service.counters.errors == {"connections": 1}
+        assert api.service.counters.requests["other", 503].count == 1
+        until(lambda: len(api.app.connections.lines) == 3)
+        for _ in range(SPARE):
+            stack.enter_context(connect(api)).sendall(PROBE)
+        until(lambda: len(api.app.connections.lines) == 3 + SPARE)
+        assert api.talk(PROBE)[0][0] == 503, "and not without end"
+    lines = [json.loads(r.message) for r in caplog.records if r.name.endswith(".access")]
+    told = [(line["path"], line["status"], line["client"], line["reason"]) for line in lines]
+    assert told == [(path, 503, "127.0.0.1", "connections") for path in ("/predict", "")]
+    began = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert len(began) == 1 and "HOUSING_MAX_CONNECTIONS" in began[0].getMessage()
 
 
 def test_a_client_that_does_not_read_is_cut_off(hurried: Api) -> None:

@@ -73,6 +73,70 @@ def test_the_access_log_is_written_aside(home: Path, caplog: pytest.LogCaptureFi
     lines = [json.loads(r.message) for r in caplog.records if r.name.endswith(".access")]
     assert {line["path"] for line in lines} == {"/predict", "/livez"}
     assert lines[0]["request_id"] == "seen" and lines[0]["status"] == 200
+    assert {line["client"] for line in lines} == {"testclient"}
+
+
+@pytest.mark.fault
+def test_a_refusal_has_its_reason_in_its_line_and_the_first_of_many_is_an_error(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("limits")
+    caplog.set_level("INFO")
+    told = {"rate_limit": "5/hour", "api_keys": "mine", "max_body_bytes": 2_000, "log": "off"}
+    named = {"X-API-Key": "mine", "X-Request-ID": "order-17"}
+    with TestClient(create_app(Settings(home=home, max_in_progress=1, **told))) as api:
+        service = api.app.service
+        service.in_progress = 1
+        statuses = [api.post("/predict", json=HOUSE, headers=named).status_code for _ in range(3)]
+        statuses.append(api.post("/predict", content=b" " * 2_001, headers=named).status_code)
+        service.in_progress, model, service.model = 0, service.model, None
+        api.app.prices.fast_path = None
+        statuses.append(api.post("/predict", json=HOUSE, headers=named).status_code)
+        service.model = model
+        statuses.append(api.post("/predict", json=HOUSE, headers=named).status_code)
+        assert statuses == [503, 503, 503, 413, 503, 429]
+        assert api.get("/readyz").status_code == 200
+        refused = {"busy": 3, "too_large": 1, "no_model": 1, "rate": 1}
+        assert service.counters.errors == refused
+        service.refusals.quiet_s = -1
+        service.refusals.look()
+    lines = [json.loads(r.message) for r in caplog.records if r.name.endswith(".access")]
+    assert [line["reason"] for line in lines] == ["busy"] * 3 + ["too_large", "no_model", "rate"]
+    assert {(line["request_id"], line["client"][:4]) for line in lines} == {("order-17", "key-")}
+    began = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert len(began) == 4 and "HOUSING_MAX_IN_PROGRESS" in began[0], began
+    over = [r.getMessage() for r in caplog.records if "No more refusals" in r.getMessage()]
+    assert len(over) == 4 and "3 in 0 s (busy)" in over[0], over
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("way", ["folder", "bound", "flush"])
+def test_a_server_whose_journal_takes_nothing_is_not_ready_until_it_does(
+    home: Path, tmp_path: Path, way: str
+) -> None:
+    told = {"journal_dir": tmp_path / "journal", "database_url": "sqlite:///off.db"}
+    with TestClient(create_app(Settings(home=home, durability="process", **told))) as api:
+        log = api.app.service.log
+        assert log is not None and api.get("/readyz").status_code == 200
+        journal, folder, most = log.journal, tmp_path / "journal", log.journal.max_bytes
+        if way == "folder":
+            folder.rename(tmp_path / "aside")
+            folder.write_text("a file where the folder was")
+        elif way == "flush":
+            journal.blocked = "it cannot be flushed to disk (made up)"
+        else:
+            journal.bytes_allowed = journal.max_bytes = 100
+        answer = api.get("/readyz")
+        assert answer.status_code == 503 and "takes no record" in answer.json()["detail"]
+        assert answer.headers["retry-after"] and api.get("/livez").status_code == 200
+        assert api.get("/health").json()["checks"]["journal"]["state"] == "unhealthy"
+        if way == "folder":
+            folder.unlink()
+            (tmp_path / "aside").rename(folder)
+        journal.blocked, journal.bytes_allowed, journal.max_bytes = "", most, most
+        assert api.get("/readyz").status_code == 200
+        assert api.get("/health").json()["checks"]["journal"]["state"] == "healthy"
+        assert api.app.service.counters.errors == {"journal": 1}
 
 
 def connection(path: str) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
