@@ -28,7 +28,7 @@ HEAD = """\
 
 def families() -> Iterator[Metric]:
     """Every metric, of a server that has something to say about everything."""
-    from housing_mlops.monitoring.counters import Counters
+    from housing_mlops.monitoring.counters import Counters, process_use
     from housing_mlops.monitoring.judgement import NOT_JUDGED
     from housing_mlops.monitoring.metrics import Numbers, NumbersCollector
     from housing_mlops.prediction_log.log import LogState
@@ -52,8 +52,14 @@ def families() -> Iterator[Metric]:
         "quarters": [{"quarter": 1, "within": 1.0}],
     }
     live = ({**row, **dict.fromkeys(("mae", "rmse", "bias", "within"), 1.0)},)
-    loop = ("wait", 0, ("8", "7", 0.2, "go on"))
-    numbers = Numbers(counters, model, log, NOT_JUDGED, live, "healthy", loop, error)
+    numbers = Numbers(
+        *(counters, model, log, NOT_JUDGED, live),
+        loop=("wait", 0, ("8", "7", 0.2, "go on"), 0.0),
+        error=error,
+        checks={"model": "healthy"},
+        disk=(1, 2),
+        use={**process_use(), "housing_workers": 1.0},
+    )
     yield from NumbersCollector(numbers).collect()
 
 
