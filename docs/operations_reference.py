@@ -116,7 +116,10 @@ def reasons() -> list[str]:
 
 def page() -> str:
     """The page, as Markdown."""
-    words = ", ".join(f"`{word}`" for word in reasons())
+    from housing_mlops.serving.access_log import REFUSED
+
+    words = ", ".join(f"`{word}`" for word in reasons() if word not in REFUSED)
+    refused = "\n".join(f"| `{word}` | {text} |" for word, text in REFUSED.items())
     parts = [
         HEAD,
         "## Metrics\n",
@@ -124,7 +127,7 @@ def page() -> str:
         "one answer. Without `Accept` of Prometheus' the same numbers come as JSON.\n",
         "| metric | type | labels | meaning |\n|---|---|---|---|",
         *metric_rows(),
-        f"\n`housing_errors_total` counts by these reasons, among others: {words}.\n",
+        f"\n`housing_errors_total` counts by reason. What is refused though it was asked well:\n\n| reason | status, and what decides |\n|---|---|\n{refused}\n\nAnd what was asked badly: {words}.\n",
         "## The log\n",
         "One JSON object a line, on standard error, with `time` (UTC), `level`, `logger` and `message`; passwords are "
         "masked. Lines of `housing_mlops.access` have the request in place of the message; `HOUSING_ACCESS_LOG` says "
