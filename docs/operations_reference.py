@@ -28,7 +28,7 @@ HEAD = """\
 
 def families() -> Iterator[Metric]:
     """Every metric, of a server that has something to say about everything."""
-    from housing_mlops.monitoring.counters import Counters
+    from housing_mlops.monitoring.counters import Counters, process_use
     from housing_mlops.monitoring.judgement import NOT_JUDGED
     from housing_mlops.monitoring.metrics import Numbers, NumbersCollector
     from housing_mlops.prediction_log.log import LogState
@@ -52,8 +52,14 @@ def families() -> Iterator[Metric]:
         "quarters": [{"quarter": 1, "within": 1.0}],
     }
     live = ({**row, **dict.fromkeys(("mae", "rmse", "bias", "within"), 1.0)},)
-    loop = ("wait", 0, ("8", "7", 0.2, "go on"))
-    numbers = Numbers(counters, model, log, NOT_JUDGED, live, "healthy", loop, error)
+    numbers = Numbers(
+        *(counters, model, log, NOT_JUDGED, live),
+        loop=("wait", 0, ("8", "7", 0.2, "go on"), 0.0),
+        error=error,
+        checks={"model": "healthy"},
+        disk=(1, 2),
+        use={**process_use(), "housing_workers": 1.0},
+    )
     yield from NumbersCollector(numbers).collect()
 
 
@@ -110,7 +116,10 @@ def reasons() -> list[str]:
 
 def page() -> str:
     """The page, as Markdown."""
-    words = ", ".join(f"`{word}`" for word in reasons())
+    from housing_mlops.serving.access_log import REFUSED
+
+    words = ", ".join(f"`{word}`" for word in reasons() if word not in REFUSED)
+    refused = "\n".join(f"| `{word}` | {text} |" for word, text in REFUSED.items())
     parts = [
         HEAD,
         "## Metrics\n",
@@ -118,7 +127,7 @@ def page() -> str:
         "one answer. Without `Accept` of Prometheus' the same numbers come as JSON.\n",
         "| metric | type | labels | meaning |\n|---|---|---|---|",
         *metric_rows(),
-        f"\n`housing_errors_total` counts by these reasons, among others: {words}.\n",
+        f"\n`housing_errors_total` counts by reason. What is refused though it was asked well:\n\n| reason | status, and what decides |\n|---|---|\n{refused}\n\nAnd what was asked badly: {words}.\n",
         "## The log\n",
         "One JSON object a line, on standard error, with `time` (UTC), `level`, `logger` and `message`; passwords are "
         "masked. Lines of `housing_mlops.access` have the request in place of the message; `HOUSING_ACCESS_LOG` says "
