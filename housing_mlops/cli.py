@@ -1176,7 +1176,7 @@ def get_features(house_id: Annotated[str, typer.Argument(help="The house.")]) ->
     told = {name: from_us(us).isoformat() for name, us in times.items() if us is not None}
     typer.echo(json.dumps({JOIN_KEY: row.house_id, **told, **row.features}))
 
-
+# %% ../nbs/cli.ipynb #fea71007
 @features.command("history")
 def feature_history(
     sales: Annotated[
