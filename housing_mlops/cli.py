@@ -9,8 +9,8 @@ __all__ = ['app', 'BY', 'keys', 'log_commands', 'features', 'Commands', 'main', 
            'quote_house', 'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look', 'retrain',
            'decisions', 'simulate_own', 'simulate', 'log_engine', 'share_of', 'tell_trial', 'stop_trials', 'challenge',
            'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log', 'downgrade_log', 'reach_log',
-           'show_log', 'repair_log', 'feature_store', 'moment', 'load_features', 'get_features', 'feature_history',
-           'materialize_features', 'feast_definitions', 'report']
+           'show_log', 'repair_log', 'feature_store', 'moment', 'missing_tables', 'load_features', 'get_features',
+           'feature_history', 'materialize_features', 'feast_definitions', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -1147,6 +1147,16 @@ def moment(
     except ValueError as error:
         raise HousingError(f"{error}.") from None
 
+
+def missing_tables(
+    error: ImportError,  # of a module that reads tables
+) -> HousingError:
+    """What to do where tables cannot be read."""
+    return HousingError(
+        f"Reading a table takes {error.name}, which is not installed here. In the stack: `docker-compose run "
+        "--rm --entrypoint housing-mlops monitor features …`; elsewhere, install housing_mlops[train]."
+    )
+
 # %% ../nbs/cli.ipynb #fea71003
 @features.command("load")
 def load_features(
@@ -1157,8 +1167,10 @@ def load_features(
     ] = "",
 ) -> None:
     """Put houses into the feature store; what is known already is left out."""
-    from housing_mlops.data.feature_files import read_feature_rows
-
+    try:
+        from housing_mlops.data.feature_files import read_feature_rows
+    except ImportError as error:
+        raise missing_tables(error) from None
     since = moment(at)
     with feature_store() as (dataset, view, store):
         rows = read_feature_rows(dataset, path, since)
@@ -1189,7 +1201,10 @@ def feature_history(
     ] = "",
 ) -> None:
     """Make a training set of what was true and known when each house was sold."""
-    from housing_mlops.data.feature_files import training_set
+    try:
+        from housing_mlops.data.feature_files import training_set
+    except ImportError as error:
+        raise missing_tables(error) from None
     from housing_mlops.data.feature_store import SqlStore
     from housing_mlops.files import replace_file
 
