@@ -9,8 +9,8 @@ __all__ = ['app', 'BY', 'keys', 'log_commands', 'features', 'Commands', 'main', 
            'tell_price', 'quote_house', 'predict', 'judge_live', 'drift', 'feedback', 'labels', 'describe_look',
            'retrain', 'decisions', 'simulate_own', 'simulate', 'log_engine', 'backtest', 'share_of', 'tell_trial',
            'stop_trials', 'challenge', 'trial_errors', 'backup_log', 'restore_log', 'prune_log', 'upgrade_log',
-           'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'feature_store', 'moment', 'load_features',
-           'get_features', 'feature_history', 'materialize_features', 'feast_definitions', 'report']
+           'downgrade_log', 'reach_log', 'show_log', 'repair_log', 'feature_store', 'moment', 'missing_tables',
+           'load_features', 'get_features', 'feature_history', 'materialize_features', 'feast_definitions', 'report']
 
 # %% ../nbs/cli.ipynb #8ff24033
 import json
@@ -1188,6 +1188,16 @@ def moment(
     except ValueError as error:
         raise HousingError(f"{error}.") from None
 
+
+def missing_tables(
+    error: ImportError,  # of a module that reads tables
+) -> HousingError:
+    """What to do where tables cannot be read."""
+    return HousingError(
+        f"Reading a table takes {error.name}, which is not installed here. In the stack: `docker-compose run "
+        "--rm --entrypoint housing-mlops monitor features …`; elsewhere, install housing_mlops[train]."
+    )
+
 # %% ../nbs/cli.ipynb #fea71003
 @features.command("load")
 def load_features(
@@ -1198,8 +1208,10 @@ def load_features(
     ] = "",
 ) -> None:
     """Put houses into the feature store; what is known already is left out."""
-    from housing_mlops.data.feature_files import read_feature_rows
-
+    try:
+        from housing_mlops.data.feature_files import read_feature_rows
+    except ImportError as error:
+        raise missing_tables(error) from None
     since = moment(at)
     with feature_store() as (dataset, view, store):
         rows = read_feature_rows(dataset, path, since)
@@ -1217,7 +1229,7 @@ def get_features(house_id: Annotated[str, typer.Argument(help="The house.")]) ->
     told = {name: from_us(us).isoformat() for name, us in times.items() if us is not None}
     typer.echo(json.dumps({JOIN_KEY: row.house_id, **told, **row.features}))
 
-
+# %% ../nbs/cli.ipynb #fea71007
 @features.command("history")
 def feature_history(
     sales: Annotated[
@@ -1230,7 +1242,10 @@ def feature_history(
     ] = "",
 ) -> None:
     """Make a training set of what was true and known when each house was sold."""
-    from housing_mlops.data.feature_files import training_set
+    try:
+        from housing_mlops.data.feature_files import training_set
+    except ImportError as error:
+        raise missing_tables(error) from None
     from housing_mlops.data.feature_store import SqlStore
     from housing_mlops.files import replace_file
 
