@@ -43,7 +43,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         begun = time.monotonic()
         this.do("up", "-d", timeout=1500)
         up = time.monotonic()
-        this.wait_ready(240)
+        this.wait_ready(900)
         ready = time.monotonic()
         NOTES.append(f"built and started in {up - begun:.0f} s, ready {ready - up:.0f} s later")
         yield this
