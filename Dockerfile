@@ -1,4 +1,4 @@
-# Two images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow.
+# Images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow.
 #   docker build --target api -t housing-mlops-api .
 # Nothing here needs BuildKit. Everything that is installed is checked against a hash of requirements/*.lock.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -57,6 +57,14 @@ LABEL org.opencontainers.image.title="housing_mlops train" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV GIT_COMMIT=${REVISION}
+
+# What a search or a large file of houses is computed by, where one machine is not enough.
+FROM train AS scale
+USER root
+COPY requirements/scale.lock requirements/
+RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
+    --require-hashes -r requirements/scale.lock
+USER housing
 
 FROM base AS api
 COPY --from=api-requirements /opt/venv /opt/venv
