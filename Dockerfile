@@ -1,6 +1,6 @@
-# Two images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow.
-# A third, `proxy`, is Debian's HAProxy with a file of settings: it stands in front of the APIs. A fourth, `feast`,
-# is for who looks houses up in Feast (docker-compose --profile feast).
+# Images of one package: `api` serves prices, `train` learns them, watches them and runs MLflow. `proxy` is Debian's
+# HAProxy with a file of settings: it stands in front of the APIs. `scale` computes where one machine is not enough
+# (docker-compose --profile scale), `feast` is for who looks houses up in Feast (docker-compose --profile feast).
 #   docker build --target api -t housing-mlops-api .
 # Nothing here needs BuildKit. Everything that is installed is checked against a hash of requirements/*.lock.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -88,6 +88,13 @@ LABEL org.opencontainers.image.title="housing_mlops proxy" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+
+# What a search or a large file of houses is computed by, where one machine is not enough.
+FROM train AS scale
+USER root
+COPY requirements/scale.lock requirements/
+RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --require-hashes -r requirements/scale.lock
+USER housing
 
 FROM base AS api
 COPY --from=api-requirements /opt/venv /opt/venv
