@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import stat
 import subprocess
