@@ -15,15 +15,20 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 env   := .venv/.made
-exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path gateway protocol server api)
-# A worker a core; tests that share something stay together.
+exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path fast_batch gateway protocol server api)
+# A worker a core, which computes with one thread; tests that share something stay together.
 parallel := -n logical --maxprocesses 8 --dist loadgroup
+alone    := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 # `make up` uses whichever compose there is.
 compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help serve train retrain report check test notebooks bench limits soak lint export readme docs lab lock clean env up down logs ps images test-stack push deploy
+# What images are named by. A tree with changes in it is not its last commit, and is not called so.
+VERSION  := $(shell sed -n 's/^version = //p' settings.ini)
+REVISION  = $(shell git describe --always --dirty --abbrev=64 --exclude='*' 2>/dev/null || echo unknown)
+
+.PHONY: help serve train retrain report check test notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps upgrade rotate images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -43,12 +48,12 @@ report: $(env) ## write what the prediction log holds as a page under runs/, e.g
 
 check: $(env) ## in a minute: format, lint, types, what is generated, and the tests that start no process
 	@$(MAKE) -s lint
-	@pytest -q $(parallel) -m "not (process or database or browser or train)" $(ARGS)
+	@$(alone) pytest -q $(parallel) -m "not (process or database or browser or train or scale)" $(ARGS)
 
 ifeq ($(ARGS),)
 test: $(env) ## every notebook's examples against the package, and tests/; then coverage. ARGS="-k drift": only these
 	@set -e; rm -f .coverage .coverage.*; \
-	coverage run -m pytest -q $(parallel); \
+	$(alone) coverage run -m pytest -q $(parallel); \
 	coverage combine -q; \
 	echo "== coverage: 95 % of all, 100 % of $(exact)"; \
 	coverage report; \
@@ -73,6 +78,9 @@ bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debi
 
 limits: $(env) ## do intervals hold what they say, are strange houses found; ARGS="--only flags --table houses.toml"
 	@python benchmarks/limits.py $(ARGS)
+
+growth: $(env) ## how training and a price grow with rows and columns: a law and a plot in runs/growth; ARGS="--rows 20000"
+	@python benchmarks/growth.py $(ARGS)
 
 soak: $(env) ## faults at random under load, and nothing may be lost; ARGS="--minutes 1 --database postgresql"
 	@python benchmarks/soak.py $(ARGS)
@@ -106,16 +114,17 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
 	compile setup.py -o requirements/serve.lock; \
 	compile setup.py --extra train -o requirements/train.lock; \
-	compile setup.py --extra train --extra dev --extra docs -o requirements/dev.lock; \
-	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock
+	compile setup.py --extra train --extra scale -o requirements/scale.lock; \
+	compile setup.py --extra train --extra scale --extra dev --extra docs -o requirements/dev.lock; \
+	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock; \
+	compile - <<<'feast>=0.67,<0.68' -o requirements/feast.lock
 	@wc -l requirements/*.lock
 
-env: ## make .env, with random passwords, for the container stack
-	@$(PYTHON) deploy/make_env.py
+env: ## make .env from .env.example, to choose ports, passwords and the like; the stack starts without it too
+	@test -e .env && echo ".env is there" || { umask 077; cp .env.example .env; echo ".env is made"; }
 
 up: ## build and start the container stack and wait until it serves; ARGS="--profile observability": with Grafana
-	@test -f .env || { echo "There is no .env yet: \`make env\` makes it."; exit 1; }
-	@REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(compose) $(ARGS) up -d --build
+	@VERSION=$(VERSION) REVISION=$(REVISION) $(compose) $(ARGS) up -d --build
 	@$(PYTHON) deploy/wait_ready.py
 
 down: ## stop the container stack; ARGS=-v removes its data too
@@ -127,12 +136,19 @@ logs: ## follow the logs of the container stack, e.g. ARGS=api
 ps: ## list the services of the container stack and how they are
 	@$(compose) ps $(ARGS)
 
-images: ## build the images api and train, and print what this project adds to their base
-	@set -e; for target in train api; do \
-	  echo "building $$target"; \
-	  docker build -q --target $$target -t housing-mlops-$$target:$${TAG:-latest} \
-	    --build-arg VERSION=$$(sed -n 's/^version = //p' settings.ini) \
-	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) . >/dev/null; \
+upgrade: ## go over to the images of TAG, an API after the other: no request fails. TAG=the former one: and back
+	@$(PYTHON) deploy/upgrade.py
+
+rotate: ## new passwords in the running stack; no request fails. ARGS="housing mlflow": of these alone
+	@$(compose) run --rm --no-deps secrets rotate $(ARGS)
+
+images: ## build the images api, train and proxy, named by TAG, version and commit; print what they add to their base
+	@set -e; for target in train api proxy; do \
+	  echo "building $$target"; name=housing-mlops-$$target; \
+	  docker build -q --target $$target -t $$name:$${TAG:-latest} \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(ARGS) . >/dev/null; \
+	  case $(REVISION) in *-dirty|unknown) ;; *) for tag in $(VERSION) $(REVISION); do \
+	    docker tag $$name:$${TAG:-latest} $$name:$$tag; done;; esac; \
 	done
 	@$(PYTHON) deploy/image_size.py
 
@@ -140,8 +156,10 @@ test-stack: $(env) ## build the images, start the stack, break each part of it, 
 	@pytest -q -p no:cacheprovider tests/stack $(ARGS)
 
 push: ## push the images to REGISTRY, named by the commit, e.g. REGISTRY=ghcr.io/me
-	@: $${REGISTRY:?Name a registry: make push REGISTRY=ghcr.io/me}; set -e; for target in api train; do \
-	  name=$$REGISTRY/housing-mlops-$$target:$$(git rev-parse HEAD); \
+	@: $${REGISTRY:?Name a registry: make push REGISTRY=ghcr.io/me}
+	@case $(REVISION) in *-dirty|unknown) echo "Commit first: these images are of no commit."; exit 1;; esac
+	@set -e; for target in api train proxy; do \
+	  name=$$REGISTRY/housing-mlops-$$target:$(REVISION); \
 	  docker tag housing-mlops-$$target:$${TAG:-latest} $$name; docker push -q $$name; \
 	done
 

@@ -21,6 +21,7 @@ from housing_mlops.config import get_settings
 from housing_mlops.data.table import Table, load_table, split
 from housing_mlops.model.inference import Model
 from housing_mlops.preprocessing.pipeline import model_input
+from housing_mlops.schema import load_dataset
 from housing_mlops.training.candidates import CANDIDATES
 from housing_mlops.training.cross_validation import Folds, cross_validate
 from housing_mlops.training.recipe import Recipe, recipe_of
@@ -51,7 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="folder of a bundle that a search made")
     model = Model.open(parser.parse_args().bundle, "searched")
-    table, searched = load_table(model.dataset, get_settings()), recipe_of(model.info)
+    settings = get_settings()  # whose table is the one that was searched
+    table = load_table(load_dataset(settings.dataset, settings.home), settings)
+    searched = recipe_of(model.info)
     rows = np.empty(len(table.frame))
     shuffled = [list(KFold(5, shuffle=True, random_state=s).split(rows)) for s in (42, 0, 1)]
     splits = [[split(table, SHARE, seed)] for seed in range(SPLITS)]

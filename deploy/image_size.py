@@ -23,7 +23,7 @@ def main(limit_mb: float) -> int:
     """0 when `api` keeps the limit."""
     base = inspect("python:3.11-slim-bookworm")
     sizes = {}
-    for name in ("api", "train"):
+    for name in ("api", "train", "proxy"):
         image = inspect(f"housing-mlops-{name}:{TAG}")
         assert image["layers"][: len(base["layers"])] == base["layers"], f"{name} has another base"
         sizes[name] = (image["size"] - base["size"]) / 1e6

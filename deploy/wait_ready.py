@@ -3,6 +3,7 @@
 usage: python deploy/wait_ready.py [SECONDS]     (default: 900; the first start trains a model)
 """
 
+import os
 import re
 import sys
 import time
@@ -12,10 +13,10 @@ from pathlib import Path
 
 def main(patience_s: float) -> int:
     """0 once the API is ready, 1 when it took too long."""
-    text = Path(".env").read_text(encoding="utf-8")
-    env = dict(re.findall(r"^(\w+)=(.*)$", text, re.M))
+    text = Path(".env").read_text(encoding="utf-8") if Path(".env").exists() else ""
+    env = {**dict(re.findall(r"^(\w+)=(.*)$", text, re.M)), **os.environ}
     host = env.get("BIND") or "127.0.0.1"
-    at = {name: f"http://{host}:{env.get(f'{name}_PORT', port)}" for name, port in PORTS.items()}
+    at = {name: f"http://{host}:{env.get(f'{name}_PORT') or port}" for name, port in PORTS.items()}
     begun, said = time.monotonic(), ""
     while time.monotonic() - begun < patience_s:
         try:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SECRETS', 'mask_password', 'HousingError', 'ConfigError', 'find_home', 'SettingsGroup', 'describe', 'HomeSettings',
-           'DataSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings', 'ServerSettings', 'KeySettings',
-           'AccessSettings', 'PricingSettings', 'TrialSettings', 'MonitoringSettings', 'LogSettings',
-           'RetrainingSettings', 'Settings', 'unknown_settings', 'read_settings', 'get_settings']
+           'DataSettings', 'FeatureStoreSettings', 'NotebookSettings', 'RegistrySettings', 'GateSettings',
+           'ServerSettings', 'KeySettings', 'AccessSettings', 'PricingSettings', 'TrialSettings', 'MonitoringSettings',
+           'LogSettings', 'RetrainingSettings', 'ScaleSettings', 'Settings', 'unknown_settings', 'read_settings',
+           'get_settings']
 
 # %% ../nbs/00_config.ipynb #a89945aa
 import os
@@ -131,6 +132,23 @@ class DataSettings(SettingsGroup):
     data_cache: Path = Field(Path("runs/data"), description="Folder that keeps downloaded tables.")
     data_strict: bool = Field(False, description="Stop when a download fails; do not fall back.")
     data_timeout_s: float = Field(120, gt=0, description="Time a download may take, in seconds.")
+
+# %% ../nbs/00_config.ipynb #fea70003
+class FeatureStoreSettings(SettingsGroup):
+    """Where features of houses are kept by id."""
+
+    feature_store: str = Field(
+        "",
+        pattern=r"^$|^(sqlite|postgresql)(\+\w+)?://|^https?://",
+        description="Where houses are by id: a database, or the address of a Feast server; empty: nowhere.",
+        repr=False,
+    )
+    feature_ttl_days: float = Field(
+        0, ge=0, description="Days that the features of a house may be used; 0: always."
+    )
+    feature_timeout_s: float = Field(
+        2, gt=0, description="Time a look-up in the feature store may take."
+    )
 
 # %% ../nbs/00_config.ipynb #ef9b7080
 class NotebookSettings(SettingsGroup):
@@ -258,7 +276,7 @@ class AccessSettings(SettingsGroup):
     )
     rate_limit_storage: str = Field(
         "memory://",
-        description="Where they are counted; workers share redis://host:6379.",
+        description="Where they are counted; another place than a process of its own needs its client installed.",
         repr=False,
     )
     cors_origins: str = Field("", description="Comma-separated origins of browsers that may ask.")
@@ -407,8 +425,26 @@ class RetrainingSettings(SettingsGroup):
         "file", description="Comma-separated sources whose share is not capped."
     )
 
+# %% ../nbs/00_config.ipynb #5ca1e001
+class ScaleSettings(SettingsGroup):
+    """Where a search or a large file is computed."""
+
+    scheduler: str = Field(
+        "",
+        pattern=r"^(|local|(tcp|tls)://\S+)$",
+        description="Dask scheduler of searches and large files, tls://host:8786; local: processes of this "
+        "machine; empty: this process.",
+    )
+    scheduler_open: bool = Field(
+        False, description="Use a tcp:// scheduler on another machine: the network is closed."
+    )
+    scale_workers: int = Field(
+        0, ge=0, description="Processes of HOUSING_SCHEDULER=local; 0: one a core."
+    )
+
 # %% ../nbs/00_config.ipynb #e4a11a1c
 class Settings(  # pydantic reads the fields of the last base first
+    ScaleSettings,
     RetrainingSettings,
     TrialSettings,
     LogSettings,
@@ -420,6 +456,7 @@ class Settings(  # pydantic reads the fields of the last base first
     GateSettings,
     RegistrySettings,
     NotebookSettings,
+    FeatureStoreSettings,
     DataSettings,
     HomeSettings,
 ):

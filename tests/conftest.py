@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, sync_playwright
 from processes import free_port
 from servers import Postgres, Server, program
 
+from housing_mlops.cluster import workers
 from housing_mlops.config import Settings, get_settings
 from housing_mlops.data.table import Table, load_table
 from housing_mlops.operations.up import Process, mlflow_command, start, wait_for
@@ -32,12 +33,15 @@ CHROMIUM_FLAGS = [
 # What a test starts by using a fixture.
 STARTS = {
     **{"serve": "process", "mlflow_server": "process"},
-    **{"postgres": "database", "browser": "browser"},
+    **{"postgres": "database", "browser": "browser", "dask_client": "scale"},
 }
-# Fixtures that cost much, or stand at one port: all who use one run in the same worker.
-SHARED = ["prometheus", "mlflow_server", "trained", "kaggle"]
+# Fixtures that cost much, or stand at one port: all who use one of a line run in the same worker.
+SHARED = {
+    **{"prometheus": "prometheus", "kaggle": "kaggle", "dask_client": "dask_client"},
+    **{"mlflow_server": "mlflow", "trained": "mlflow"},  # a test uses both
+}
 # The longest begin first, so that workers end together.
-LONGEST = ["train", "browser", "process", "database"]
+LONGEST = ["train", "browser", "scale", "process", "database"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         used = getattr(item, "fixturenames", [])
         for name in STARTS.keys() & used:
             item.add_marker(STARTS[name])
-        for name in [shared for shared in SHARED if shared in used][:1]:
+        for name in [SHARED[fixture] for fixture in SHARED if fixture in used][:1]:
             item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in LONGEST])
 
@@ -93,6 +97,13 @@ def processes_are_announced(
         starts(self, args, *more, **options)
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+@pytest.fixture(scope="session")
+def dask_client() -> Iterator[Any]:
+    """Two workers of Dask on this machine; one that a test kills is replaced."""
+    with workers(Settings(scheduler="local", scale_workers=2)) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,24 @@ PACKAGE = ROOT / "housing_mlops"
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 # The ground first: a room imports only from itself and from those before it.
 ROOMS = [
-    *("config", "schema", "files", "data", "preprocessing", "model", "prediction_log"),
+    *("config", "schema", "files", "cluster", "data", "preprocessing", "model", "prediction_log"),
     *("training", "registry", "monitoring", "serving", "operations", "cli"),
 ]
 # Those that a serving process imports whole; of the registry it takes what it needs.
-SERVING = ["config", "schema", "files", "model", "prediction_log", "monitoring", "serving", "cli"]
+SERVING = [
+    "config",
+    "schema",
+    "files",
+    "cluster",
+    "model",
+    "prediction_log",
+    "monitoring",
+    "serving",
+    "cli",
+]
 HEAVY = {
     *("pandas", "pyarrow", "sklearn", "scipy", "mlflow", "matplotlib", "onnx", "skl2onnx"),
-    *("joblib", "cloudpickle", "skops", "shap", "dask", "papermill", "nbformat"),
+    *("joblib", "cloudpickle", "skops", "shap", "dask", "distributed", "papermill", "nbformat"),
 }
 LONGEST = 60  # lines of an exported cell; few have more than 25
 

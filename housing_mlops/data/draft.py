@@ -84,6 +84,8 @@ def number(
     """A numeric column as a feature."""
     whole = bool((values % 1 == 0).all())
     low, high = limits(values)
+    if whole:
+        low, high = float(np.floor(low)), float(np.ceil(high))
     example = float(values.iloc[(values - values.median()).abs().argmin()])
     kind = {"type": "integer"} if whole else {}
     found = {"name": name, **kind, "minimum": low, "maximum": high, **keys, "example": example}

@@ -123,7 +123,7 @@ class Quote(NamedTuple):
             "clipped": [limits.clipped for limits in self.limits],
             "capped": [limits.capped for limits in self.limits],
             "in_domain": [not limits.outside for limits in self.limits],
-            "outside": [", ".join(limits.outside) for limits in self.limits],
+            "outside": [", ".join(x) if (x := limits.outside) else "" for limits in self.limits],
         }
 
 

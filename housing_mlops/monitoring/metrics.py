@@ -363,7 +363,7 @@ def live_error_metrics(
         [([row["model"], row["model_version"], m], row[m]) for row in rows for m in measures],
     )
     yield gauge_family(
-        "housing_live_error_sum",
+        "housing_live_error_accumulated",
         "Sum over the actual prices of the absolute, the squared or the signed error.",
         ["model", "model_version", "measure"],
         [
@@ -393,10 +393,10 @@ def live_error_metrics(
 def retraining_metrics(
     act: str,  # the newest decision; empty when there is none
     failures: int,  # trainings in a row, up to now, that failed
-    looked: float | None = None,  # when the newest decision was made, in seconds since 1970
+    looked: float | None = None,  # the newest look that had its evidence, in seconds since 1970
 ) -> Iterator[Metric]:
     """What was last decided about training anew and when, and what failed."""
-    text = "When it was last looked whether to train anew; whoever looks runs every hour or so."
+    text = "When it was last looked, with the evidence there, whether to train anew."
     yield gauge_family("housing_retraining_look_time_seconds", text, [], [([], looked)])
     yield gauge_family(
         "housing_retraining_decision",

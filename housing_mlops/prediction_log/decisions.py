@@ -144,7 +144,7 @@ class LoopState(NamedTuple):
     act: str  # the newest decision about training anew; empty when there is none
     failed: int  # trainings in a row, up to now, that failed
     trial: TrialState | None = None  # under way
-    looked: float | None = None  # when the newest look was, in seconds since 1970
+    looked: float | None = None  # the newest look that had its evidence, in seconds since 1970
 
 
 def trial_state(
@@ -163,11 +163,13 @@ def loop_state(
     engine: sa.Engine,  # of a migrated database
 ) -> LoopState:
     """How the loop is; raises `LogUnavailable`."""
-    newest = read_decisions(engine, 1, acts=TRAINING_ACTS)
+    newest = read_decisions(engine, 20, acts=TRAINING_ACTS)
     trainings = [t for t in read_decisions(engine, 10, trainings=True) if t.state != "running"]
     failed = failures_in_a_row(trainings, broken=True)
-    looked = newest[0].time.timestamp() if newest else None
-    return LoopState(newest[0].act if newest else "", failed, trial_state(engine), looked)
+    act = newest[0].act if newest else ""
+    sound = [row for row in newest if row.evidence] or newest[-1:]  # else the first that failed
+    looked = sound[0].time.timestamp() if sound else None
+    return LoopState(act, failed, trial_state(engine), looked)
 
 # %% ../../nbs/6_prediction_log/18_decisions.ipynb #08b12581
 _LOCK = 5_064_607  # that of migrations is the number before

@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..config import HousingError, Settings, get_settings
+from ..data.feature_view import ExpiredHouse, FeatureStoreError, UnknownHouse
 from ..model.bundle import BundleError, read_info
 from ..monitoring.counters import process_use, save_counters
 from ..monitoring.verdicts import Verdicts, share_verdicts
@@ -124,6 +125,9 @@ STATUS: dict[type[HousingError], tuple[int, str]] = {
     UnknownPrediction: (404, "unknown_prediction"),
     FeedbackConflict: (409, "conflict"),
     ForeignPrediction: (403, "key"),
+    FeatureStoreError: (503, "feature_store"),
+    UnknownHouse: (404, "unknown_house"),
+    ExpiredHouse: (404, "expired_house"),
 }
 REASONS = {401: "key", 403: "key", 404: "not_found", 405: "method", 503: "log_off"}
 
@@ -285,6 +289,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     await asyncio.gather(*tasks, return_exceptions=True)
     if service.log is not None:
         await asyncio.get_running_loop().run_in_executor(service.pool, service.log.close)
+    service.houses.close()
     service.pool.shutdown(wait=False)
 
 # %% ../../nbs/8_serving/13_api.ipynb #8aa0869a

@@ -46,12 +46,14 @@ from housing_mlops.serving.answers import (
     check_time,
     price_bounds,
 )
+from .by_id import house_body, whole_house
 from housing_mlops.serving.explain import (
     ExplainedPrediction,
     add_explain,
     quote_client,
     work_out_in_turn,
 )
+from .fast_batch import BatchRoute
 from .guards import StrictRoute
 from housing_mlops.serving.service import (
     Serve,
@@ -108,16 +110,21 @@ Client = Annotated[str, asks]  # the name of who asks
 def add_predict(
     router: APIRouter,  # that gets the route
     dataset: Dataset,  # the declaration of the houses
+    settings: Settings,  # which may name a feature store
 ) -> None:
-    """Add `POST /predict`, for a house of `dataset`."""
-    House: Any = dataset.request_model
+    """Add `POST /predict`, for a house of `dataset` or its id."""
+    Body: Any = house_body(dataset, settings)
+    told = {"model": Problem, "description": "No such house, or what is known of it is too old"}
+    problems: dict[int | str, dict[str, Any]] = {404: told} if settings.feature_store else {}
 
-    @router.post("/predict", response_model=ExplainedPrediction | Prediction)
+    @router.post("/predict", response_model=ExplainedPrediction | Prediction, responses=problems)
     async def predict(
-        house: House, request: Request, service: Serve, client: Client, explain: bool = False
+        given: Body, request: Request, service: Serve, client: Client, explain: bool = False
     ) -> Response:
         """The price of one house; with its reasons where they are asked for."""
-        start, row, why = time.perf_counter(), row_of(house), None
+        start, why = time.perf_counter(), None
+        house, text = await whole_house(service.houses, dataset, given, request)
+        row = row_of(house)
         if not explain:
             [answer] = price_rows(service, [row], start, client_id(request))
         else:  # not among the latencies of prices, for it takes a hundred times as long
@@ -125,7 +132,6 @@ def add_predict(
             model, quote = quote_client(service, request, row)
             _, why = await work_out_in_turn(service, model, row)
             [answer] = to_predictions(model, quote, milliseconds(start))
-        text = (await request.body()).decode()
         await service.accept([answer], [text], "/predict", request_id(request), client)
         if why is not None:
             answer = ExplainedPrediction(**dict(answer), explanation=why)
@@ -197,13 +203,20 @@ def add_batch(
         ),
     ]
 
-    @router.post("/predict/batch", response_model=BatchAnswer)
     async def predict_batch(
         batch: houses, request: Request, service: Serve, client: Client
     ) -> Response:
         """The prices of many houses; one that is refused has an error in its place."""
         answer = await price_batch(service, batch, request_id(request), client, client_id(request))
         return Response(answer.model_dump_json(), media_type="application/json")
+
+    router.add_api_route(
+        "/predict/batch",
+        predict_batch,
+        methods=["POST"],
+        response_model=BatchAnswer,
+        route_class_override=BatchRoute,
+    )
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000010
 def pricing_routes(
@@ -217,7 +230,7 @@ def pricing_routes(
         dependencies=[asks],
         responses=PROBLEMS,
     )
-    add_predict(router, dataset)
+    add_predict(router, dataset, settings)
     add_batch(router, dataset, settings.max_batch)
     add_explain(router, dataset)
     return router

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Serve', 'Key', 'reporter', 'ChampionWatch', 'intervals', 'to_predictions', 'limits_of', 'count_price',
-           'to_record', 'NoModel', 'Service', 'price_rows', 'check_ready', 'check_trial', 'health_checks',
+           'to_record', 'NoModel', 'keep', 'Service', 'price_rows', 'check_ready', 'check_trial', 'health_checks',
            'declared_cap', 'read_live_error', 'metric_numbers', 'service_of', 'admit', 'needs', 'reporter_name']
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452954
@@ -50,6 +50,7 @@ from ..registry.shelf import Champion
 from ..registry.store import RegistryError
 from .access_log import Refusals
 from .answers import Prediction, PriceInterval
+from .by_id import HousesById
 from .guards import HostNames, RateLimit
 from .keys import ROLES, KeyRing, Role
 from .routing import Field, quote_rows
@@ -195,6 +196,15 @@ def to_record(
 class NoModel(HousingError):
     """There is no model to price with."""
 
+# %% ../../nbs/8_serving/05_service.ipynb #5e12ce01
+async def keep(
+    log: PredictionLog,  # of this worker
+    records: Sequence[bytes],  # as `encode_record` writes them, of one request
+) -> None:
+    """Nothing, once all records are kept as `durability` has it; raises `JournalError`."""
+    log.journal.append_many(records)
+    await log.flusher.wait()
+
 # %% ../../nbs/8_serving/05_service.ipynb #3600000d
 class Service:
     """What one worker process serves with."""
@@ -215,6 +225,7 @@ class Service:
         self.live: tuple[dict[str, Any], ...] = ()  # live error by model version, as last read
         self.loop: tuple[Any, ...] = ("", 0)  # newest decision, failures in a row, the trial
         self.keys, self.hosts = KeyRing(settings), HostNames(settings)
+        self.houses = HousesById(settings)  # of the feature store
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters
         self.pool = ThreadPoolExecutor(5, "housing")  # a thread a job, and one for `/metrics`
@@ -249,8 +260,7 @@ class Service:
             now = time.time_ns() // 1000
             told, pairs = (now, route, request_id, client), zip(answers, houses, strict=True)
             records = [encode_record(to_record(a, house, *told)) for a, house in pairs]
-            self.log.journal.append_many(records)
-            await self.log.flusher.wait()
+            await keep(self.log, records)
         for answer in answers:
             count_price(self.counters, answer)
 
@@ -304,6 +314,7 @@ def health_checks(
         "drift": check_drift(service.judgement),
         "live_error": check_error(service.verdicts.error),
         **check_trial(service.field),
+        **service.houses.check(),
     }
 
 # %% ../../nbs/8_serving/05_service.ipynb #a758b7b8

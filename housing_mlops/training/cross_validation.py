@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'Folds', 'WORTH_IT', 'score', 'TrainingError', 'make_folds', 'score_folds', 'CrossValidation',
-           'fit_and_predict', 'workers', 'cross_validate']
+           'fit_and_predict', 'workers', 'cross_validate', 'both']
 
 # %% ../../nbs/4_training/02_cross_validation.ipynb #af8aaf4c
 import time
@@ -152,3 +152,15 @@ def cross_validate(
         keep(place, found, took)
     scores = score_folds(y, predictions, folds)
     return CrossValidation(candidate.name, predictions, scores, seconds, parts=(candidate,))
+
+# %% ../../nbs/4_training/02_cross_validation.ipynb #4985984c
+def both(
+    first: CrossValidation,  # of a candidate
+    second: CrossValidation,  # of the same on further repeats
+    y: NDArray[np.float64],  # [rows], actual prices
+    folds: Folds,  # of both
+) -> CrossValidation:
+    """The two as one."""
+    predictions = np.vstack([first.predictions, second.predictions])
+    seconds, scores = first.seconds + second.seconds, score_folds(y, predictions, folds)
+    return CrossValidation(first.name, predictions, scores, seconds, parts=first.parts)

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from processes import ROOT, until
 
 from housing_mlops.config import Settings
-from housing_mlops.data.draft import draft, limits
+from housing_mlops.data.draft import draft, limits, number
 from housing_mlops.data.sources import DataError
 from housing_mlops.data.table import Table, load_table
 from housing_mlops.operations.notebooks import report
@@ -121,6 +121,11 @@ def test_prices_that_pile_up_at_the_top_are_a_cap(table: Table, tmp_path: Path) 
     assert "cap =" not in draft_of(tmp_path, homes())
 
 
+def test_whole_numbers_have_whole_limits() -> None:
+    garages = number("garages", pd.Series([1.0, 2.0, 1.0, 2.0]), {})
+    assert (garages.features[0]["minimum"], garages.features[0]["maximum"]) == (0, 3)
+
+
 def test_limits_leave_room_and_keep_signs() -> None:
     assert limits(pd.Series([20.0, 340.0])) == (0, 500)
     assert limits(pd.Series([-3.0, 5.0])) == (-7, 9)
@@ -171,8 +176,7 @@ def test_a_csv_becomes_a_served_price_with_no_python(tmp_path: Path) -> None:
         "-p",
         "repeats",
     ]
-    notebook = ROOT / Settings().training_notebook
-    housing("train", "--notebook", str(notebook), *quick, "1")
+    housing("train", *quick, "1")  # with the notebook of the checkout
     often = {"drift_interval_s": 0.1, "drift_least_s": 0}
     settings = Settings(home=tmp_path, dataset="homes.toml", **often)
     with TestClient(create_app(settings)) as api:

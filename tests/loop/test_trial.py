@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from housing_mlops.registry.aliases import promote
 from housing_mlops.registry.audit import history
 from housing_mlops.registry.client import open_registry
 from housing_mlops.registry.store import RegistryError, register_bundle
+from housing_mlops.registry.trial import parse_tags, take_share
 from housing_mlops.training.tracking import open_experiment
 
 
@@ -122,6 +124,25 @@ def test_a_trial_begins_in_the_shadow_gets_a_share_and_ends_on_record(
     acts = [d.act for d in reversed(read_decisions(engine))]
     assert acts == ["trial: begin", "trial: begin", "trial: go on", "trial: end"]
     assert say("challenge", "--stop")[0] == 0, "twice changes nothing"
+
+
+@pytest.mark.fault
+def test_a_share_that_a_server_took_is_gone_from_the_registry_and_on_record(
+    local: Settings, engine: sa.Engine
+) -> None:
+    begun = begin_trial("2", local, engine, 0.2)
+    take_share(begun, local)
+    tags = open_registry(local).model().tags
+    assert parse_tags(tags).share == 0.2, "a server beside a store of files cannot write to it"
+    told = look_at_trial(local, engine, tell=True)
+    assert told.trial.share == 0.2 and len(read_decisions(engine)) == 1, "it only looked"
+    for _ in range(2):
+        assert look_at_trial(local, engine).trial.share == 0
+    assert parse_tags(open_registry(local).model().tags) == replace(begun, share=0.0)
+    acts = [d.act for d in reversed(read_decisions(engine))]
+    assert acts == ["trial: begin", "trial: share taken", "trial: go on", "trial: go on"]
+    begin_trial("2", local, engine, 0.1)
+    assert look_at_trial(local, engine).trial.share == 0.1, "a person is believed"
 
 
 def test_another_declaration_is_refused_with_what_differs(

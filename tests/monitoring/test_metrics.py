@@ -11,7 +11,7 @@ from processes import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 
 from housing_mlops.model.inference import Model
-from housing_mlops.monitoring.counters import Counters
+from housing_mlops.monitoring.counters import Counters, gather_use
 from housing_mlops.monitoring.drift import Observations
 from housing_mlops.monitoring.judgement import drift_reference, judge
 from housing_mlops.monitoring.live_error import judge_errors, promise_of
@@ -19,7 +19,7 @@ from housing_mlops.monitoring.metrics import Numbers, exposition
 from housing_mlops.prediction_log.log import LogState
 from housing_mlops.prediction_log.queries import LiveError
 
-METRIC = re.compile(r"(?<![\w:])housing_\w+")
+METRIC = re.compile(r"(?<![\w:])(?:housing|process)_\w+")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,14 @@ def published(bundles: dict[str, Path]) -> set[str]:
     log = LogState(True, "", "", 0, 0, 1, 1, 0, 0, 0)
     live = LiveError("Ridge", "1", 1, 1.0, 1.0, 0.0, 1.0)._asdict()
     error = judge_errors(np.zeros(0), np.zeros(0), promise_of(reference.residuals))
-    loop = ("train", 0, ("2", "1", 0.2, "go on"))
-    told = Numbers(counters, model, log, drift, (live,), loop=loop, error=error)
+    told = Numbers(
+        *(counters, model, log, drift, (live,)),
+        loop=("train", 0, ("2", "1", 0.2, "go on"), 1.8e9),
+        error=error,
+        checks={"registry": "healthy"},
+        disk=(1, 2),
+        use=gather_use(),
+    )
     text, _ = exposition(told, "text/plain")
     families = text_string_to_metric_families(text.decode())
     return {sample.name for family in families for sample in family.samples}
@@ -65,5 +71,7 @@ def test_a_figure_that_is_not_known_is_no_figure(published: set[str]) -> None:
     text, _ = exposition(Numbers(Counters(), None, None), "text/plain")
     families = list(text_string_to_metric_families(text.decode()))
     assert all(np.isfinite(s.value) for family in families for s in family.samples)
-    bare = {sample.name for family in families for sample in family.samples}
+    told = {sample.name: sample.value for family in families for sample in family.samples}
+    assert told["housing_outcomes_total"] == told["housing_errors_total"] == 0, "from the start"
+    bare = told.keys()
     assert bare < published and "housing_model_info" not in bare

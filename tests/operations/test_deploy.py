@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ def test_configuration_and_rules_are_valid() -> None:
     for args in (("config", "prometheus.yml"), ("rules", "alerts.yml")):
         done = promtool("check", *args)
         assert done.returncode == 0, done.stdout + done.stderr
+    if amtool := shutil.which("amtool"):
+        command = [amtool, "check-config", str(ROOT / "deploy/alertmanager/alertmanager.yml")]
+        checked = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.process
@@ -58,26 +63,22 @@ ALERTS = [rule["alert"] for rule in rules() if "alert" in rule]
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("alert", [name for name in ALERTS if name != "HousingWatchdog"])
-def test_a_wrong_expression_fails_the_alerts_own_test(alert: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["vector(1)", "vector(1) > 2"], ids=["always", "never"])
+def test_a_wrong_expression_fails_the_alerts_own_test(wrong: str, tmp_path: Path) -> None:
     given, told = (
         yaml.safe_load((RULES / name).read_text(encoding="utf-8"))
         for name in ("alerts.yml", "alerts_test.yml")
     )
-    [group] = given["groups"]
-    group["rules"] = [r for r in group["rules"] if r.get("alert", alert) == alert]
-    [broken] = [r for r in group["rules"] if "alert" in r]
+    for group in given["groups"]:
+        group["rules"] = [rule | {"expr": wrong} for rule in group["rules"] if "alert" in rule]
     for test in told["tests"]:
-        test["alert_rule_test"] = [t for t in test["alert_rule_test"] if t["alertname"] == alert]
         test.pop("promql_expr_test", None)
-    told["tests"] = [test for test in told["tests"] if test["alert_rule_test"]]
+    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(given), encoding="utf-8")
     (tmp_path / "alerts_test.yml").write_text(yaml.safe_dump(told), encoding="utf-8")
-    for wrong in (None, "vector(1)", "vector(1) > 2"):
-        broken["expr"] = wrong or broken["expr"]
-        (tmp_path / "alerts.yml").write_text(yaml.safe_dump(given), encoding="utf-8")
-        done = promtool("test", "rules", "alerts_test.yml", cwd=tmp_path)
-        said = done.stdout + done.stderr
-        assert done.returncode == bool(wrong) and (not wrong or alert in said), said
+    done = promtool("test", "rules", "alerts_test.yml", cwd=tmp_path)
+    failed = set(re.findall(r"alertname: (\w+)", done.stdout + done.stderr))
+    right = {"HousingWatchdog"} if wrong == "vector(1)" else set()  # it does fire always
+    assert done.returncode == 1 and failed == set(ALERTS) - right
 
 
 def test_every_alert_names_its_page_and_is_one_for_the_service() -> None:
@@ -131,7 +132,24 @@ def test_dashboards_have_ids_of_their_own_and_panels_that_do_not_overlap() -> No
 
 
 def plain(query: str) -> str:
-    return query.replace("$__rate_interval", "1m")
+    """A query as Grafana asks it when nothing was chosen."""
+    return re.sub(
+        r"\$(environment|instance|version)\b", ".*", query.replace("$__rate_interval", "1m")
+    )
+
+
+def test_what_a_query_leaves_open_can_be_chosen() -> None:
+    for dashboard in DASHBOARDS:
+        given = json.loads(dashboard.read_text(encoding="utf-8"))["templating"]["list"]
+        names = {variable["name"] for variable in given}
+        assert names == {"environment", "instance", "version"}
+        left = {name for query in QUERIES for name in re.findall(r"\$(\w+)", query)}
+        assert left == names | {"__rate_interval"}
+        for variable in given:
+            assert variable["includeAll"] and variable["allValue"] == ".*"
+            promql_parser.parse(
+                plain(re.findall(r"label_values\((.*), \w+\)", variable["definition"])[0])
+            )
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -139,20 +157,68 @@ def test_a_query_is_promql(query: str) -> None:
     promql_parser.parse(plain(query))
 
 
+@dataclass
+class Pager:
+    """An Alertmanager with the stack's configuration, and the receiver that it writes to."""
+
+    port: int  # of Alertmanager
+    output: Path  # of the receiver
+
+
+@pytest.fixture(scope="module")
+def pager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pager | None]:
+    """Both, running; None where there is no Alertmanager."""
+    if (manager := shutil.which("prometheus-alertmanager")) is None:
+        yield None
+        return
+    folder, port, receiver = tmp_path_factory.mktemp("pager"), free_port(), free_port()
+    text = (ROOT / "deploy/alertmanager/alertmanager.yml").read_text(encoding="utf-8")
+    config = text.replace("http://pager:9095/", f"http://127.0.0.1:{receiver}/")
+    (folder / "alertmanager.yml").write_text(config.replace("group_wait: 10s", "group_wait: 0s"))
+    commands = (
+        [sys.executable, str(ROOT / "deploy/alertmanager/pager.py"), str(receiver)],
+        [
+            *(manager, f"--config.file={folder / 'alertmanager.yml'}"),
+            *(f"--storage.path={folder}", "--cluster.listen-address="),
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+    )
+    with (folder / "out").open("wb") as out, (folder / "log").open("wb") as log:
+        running = [subprocess.Popen(c, stdout=out, stderr=log, cwd=folder) for c in commands]
+    try:
+        until(lambda: ask(f"http://127.0.0.1:{port}/-/ready")[0] == 200, what="Alertmanager")
+        yield Pager(port, folder / "out")
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait(20)
+
+
 @pytest.fixture(scope="module")
 def prometheus(
-    bundles: dict[str, Path], table: Table, tmp_path_factory: pytest.TempPathFactory
+    bundles: dict[str, Path],
+    table: Table,
+    pager: Pager | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """The address of a Prometheus that scraped an API which has been asked for everything."""
     home = tmp_path_factory.mktemp("deploy")
     install_bundle(bundles["Ridge"], "1", Settings(home=home))
     often = {"HOUSING_DRIFT_INTERVAL_S": "0.5", "HOUSING_LIVE_ERROR_INTERVAL_S": "0.5"}
+    often["HOUSING_TRACKING_URI"] = "http://127.0.0.1:9"  # where nobody listens
     api, port = Server(home, often), free_port()
     config = yaml.safe_load((RULES / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(RULES / "alerts.yml")]
+    [manager] = config["alerting"]["alertmanagers"]
+    manager["static_configs"] = [{"targets": [f"127.0.0.1:{pager.port}"] if pager else []}]
+    text = (RULES / "alerts.yml").read_text(encoding="utf-8")
+    (home / "alerts.yml").write_text(re.sub(r"\n +for: \w+", "", text), encoding="utf-8")
+    config["rule_files"] = [str(home / "alerts.yml")]
     config["scrape_configs"] = [
-        {**job, "static_configs": [{"targets": [f"127.0.0.1:{api.port}"]}]}
+        {
+            **{k: v for k, v in job.items() if k != "dns_sd_configs"},
+            "static_configs": [{"targets": [f"127.0.0.1:{api.port}"]}],
+        }
         for job in config["scrape_configs"]
         if job["job_name"] == "housing-api"
     ]
@@ -162,6 +228,7 @@ def prometheus(
         f"--config.file={home / 'prometheus.yml'}",
         f"--storage.tsdb.path={home / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",
+        "--rules.alert.resend-delay=1s",  # the first is sent before Alertmanager is known
     ]
     metrics = f"http://127.0.0.1:{port}"
     with (home / "prometheus.log").open("wb") as log:
@@ -171,7 +238,7 @@ def prometheus(
         until(lambda: ask(f"{metrics}/-/ready")[0] == 200, what="Prometheus is ready")
         ask_for_everything(api.address, metrics, table)
         engine = connect(Settings(home=home).database)
-        record_decision(engine, "wait", "no signal", {})
+        record_decision(engine, "wait", "no signal", {"labels": 0})
         trial = {"version": "2", "against": "1", "share": 0.1, "since": "2026-11-24T12:00:00+00:00"}
         record_decision(engine, "trial: go on", "undecided", {"trial": trial})
         engine.dispose()
@@ -242,6 +309,35 @@ def test_the_api_is_scraped_as_text_and_the_rules_are_loaded(prometheus: str) ->
 
 
 @pytest.mark.process
+def test_an_alert_reaches_whoever_is_to_be_told(prometheus: str, pager: Pager | None) -> None:
+    if pager is None:
+        pytest.skip("prometheus-alertmanager is not installed")
+    wanted = {"HousingWatchdog", "HousingRegistryUnreachable"}
+
+    def written() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in pager.output.read_text().splitlines()]
+
+    until(lambda: wanted <= {line["alert"] for line in written()}, 30, "two alerts")
+    [told, *_] = [line for line in written() if line["alert"] == "HousingRegistryUnreachable"]
+    assert (told["level"], told["status"]) == ("warning", "firing")
+    assert told["labels"]["environment"] == "stack" and "instance" not in told["labels"]
+    assert told["runbook"] == "docs/operations.md#housingregistryunreachable"
+    _, seen = ask(f"http://127.0.0.1:{pager.port}/api/v2/alerts")
+    assert wanted <= {one["labels"]["alertname"] for one in seen}
+
+
+@pytest.mark.process
+def test_the_receiver_refuses_what_is_no_message(pager: Pager | None) -> None:
+    if pager is None:
+        pytest.skip("prometheus-alertmanager is not installed")
+    text = (pager.output.parent / "alertmanager.yml").read_text()
+    found = re.search(r"http://127\.0\.0\.1:\d+/", text)
+    assert found and ask(found[0])[0] == 200
+    for wrong in ({"alerts": [{}]}, [1], {"alerts": 1}):
+        assert ask(found[0], wrong)[0] == 400
+
+
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name", sorted({n for r in rules() for n in re.findall(r"housing_\w+", r["expr"])})
 )
@@ -263,29 +359,59 @@ def test_compose_names_settings_that_exist_and_publishes_on_loopback() -> None:
         assert service["mem_limit"] and service["restart"], name
         for port in service.get("ports", []):
             assert port.startswith("${BIND:-127.0.0.1}:"), name
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    for secret in re.findall(r"\$\{(\w+_PASSWORD)(.*?)\}", text):
-        assert secret[1].startswith(":?"), f"{secret[0]} has a default"
+    for name, service in given["services"].items():
+        said = json.dumps(service)
+        assert name == "secrets" or "_PASSWORD}" not in said.replace(":-", ""), (
+            f"{name} is told one"
+        )
+        assert "_PASSWORD:-" not in said or name == "secrets"
+    assert set(re.findall(r"\$\{\w+_PASSWORD(.*?)\}", json.dumps(given))) == {":-"}, "a default"
+
+
+def password_files(home: Path) -> dict[str, str]:
+    assert all(stat.S_IMODE(p.stat().st_mode) == 0o600 for p in home.rglob("*") if p.is_file())
+    return {str(p.relative_to(home)): p.read_text() for p in home.rglob("*") if p.is_file()}
 
 
 @pytest.mark.process
-def test_environment_is_made_once_with_passwords_of_its_own(tmp_path: Path) -> None:
-    target = tmp_path / ".env"
-    command = [sys.executable, str(ROOT / "deploy/make_env.py"), str(target)]
+def test_passwords_are_made_once_and_each_reader_finds_its_own(tmp_path: Path) -> None:
+    for folder in ("all", "db", "mlflow", "housing", "grafana"):
+        (tmp_path / folder).mkdir()
 
-    def make() -> dict[str, str]:
-        subprocess.run(command, check=True, capture_output=True)
-        assert stat.S_IMODE(target.stat().st_mode) == 0o600
-        return dict(re.findall(r"^(\w+)=(.*)$", target.read_text(), re.M))
+    def passwords(*args: str, **given: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "deploy/passwords.py"), *args]
+        # A port where nobody listens: the database is not there.
+        env = {"PASSWORDS_HOME": str(tmp_path), "PGHOST": "127.0.0.1", "PGPORT": "9", **given}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
-    first = make()
-    secrets = {v for k, v in first.items() if k.endswith("_PASSWORD")}
-    assert len(secrets) == 4 and all(len(s) == 40 for s in secrets)
-    assert make() == first
-    target.write_text("POSTGRES_PASSWORD=mine\nAPI_PORT=8001\n")
-    later = make()
-    assert later["POSTGRES_PASSWORD"] == "mine" and later["API_PORT"] == "8001"
-    assert later.keys() == first.keys() and later["MLFLOW_DB_PASSWORD"]
+    assert passwords("rotate").returncode == 1, "there is nothing to change yet"
+    done = passwords("make", GRAFANA_PASSWORD="gr'f ana")
+    assert done.returncode == 0, done.stderr
+    first = password_files(tmp_path)
+    made = {first[f"all/{name}"] for name in ("postgres", "mlflow", "housing")}
+    assert len(made) == 3 and all(len(one) == 40 for one in made)
+    assert first["grafana/grafana"] == "gr'f ana"
+    assert first["housing/pgpass"] == f"*:*:*:housing:{first['all/housing']}\n"
+    assert {n for n, text in first.items() if first["all/housing"] in text} == {
+        *("all/housing", "db/housing", "housing/pgpass")
+    }
+    assert first["all/postgres"] not in first["mlflow/pgpass"] + first["housing/pgpass"]
+    assert passwords("make").returncode == 0 and password_files(tmp_path) == first
+
+    done = passwords("make", PREDICTIONS_DB_PASSWORD="a:b\\c @d")
+    later = password_files(tmp_path)
+    assert done.returncode == 0 and "when it starts" in done.stdout
+    assert later["db/housing"] == "a:b\\c @d" and later["all/mlflow"] == first["all/mlflow"]
+    assert later["housing/pgpass"] == "*:*:*:housing:a\\:b\\\\c @d\n"
+    for args, given, told in (
+        (("rotate",), {}, "Nothing was changed"),
+        (("rotate", "nobody"), {}, "There is no nobody"),
+        (("rotate", "mlflow"), {"MLFLOW_DB_PASSWORD": "x"}, "MLFLOW_DB_PASSWORD is set in .env"),
+        (("make",), {"MLFLOW_DB_PASSWORD": "a\nb"}, "cannot be printed"),
+    ):
+        done = passwords(*args, **given)
+        assert done.returncode == 1 and told in done.stderr, done
+        assert password_files(tmp_path) == later
 
 
 # Workflows

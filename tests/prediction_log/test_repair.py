@@ -126,7 +126,7 @@ def test_the_quarantine_has_a_bound_and_then_nothing_is_lost(
     while not log.state.error:
         log.journal.append_many([record(features="{'a': 1}")] * 5)
         accepted += 5
-        assert log.flush(30) or log.state.error
+        until(lambda: log.state.error or log.flush(0.05))
     assert "has reached its bound" in log.state.error
     path = folder / "refused.jsonl"
     assert path.stat().st_size <= 20_000

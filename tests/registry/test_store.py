@@ -1,5 +1,6 @@
 """Versions and aliases on a real MLflow server."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -10,6 +11,7 @@ from housing_mlops.operations.up import Process
 from housing_mlops.registry.aliases import promote, roll_back, versions
 from housing_mlops.registry.fetch import fetch_champion, fetch_version
 from housing_mlops.registry.store import RegistryError, find_version, register_bundle
+from housing_mlops.registry.trial import fetch_trial, start_trial, stop_trial, take_share
 from housing_mlops.training.tracking import open_experiment
 
 pytestmark = pytest.mark.process
@@ -58,3 +60,23 @@ def test_a_promotion_and_a_roll_back_reach_a_server(
     found = fetch_champion(serving)
     assert found is not None and found.version == first
     assert found.folder.is_relative_to(tmp_path)
+
+
+@pytest.mark.fault
+def test_a_server_that_sees_a_challenger_fail_takes_its_share_in_the_registry(
+    trainer: Settings, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("LinearRegression", "Ridge"):
+        register(bundles[name], trainer)
+    promote("1", trainer)
+    begun = start_trial("2", trainer, 0.2)
+    here, elsewhere = (trainer.model_copy(update={"home": tmp_path / n}) for n in "ab")
+    found = fetch_trial(here)
+    assert found is not None and found[0] == begun
+    take_share(begun, here)
+    for settings in (here, elsewhere):
+        found = fetch_trial(settings)
+        assert found is not None and found[0] == replace(begun, share=0.0)
+    stop_trial(trainer)
+    take_share(begun, here)
+    assert fetch_trial(elsewhere) is None, "a trial that was stopped does not begin again"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from houses import BODY, HOUSE, JSON
+from talk import post, running
 
 from housing_mlops.config import Settings
 from housing_mlops.serving.api import create_app
@@ -74,6 +75,19 @@ def test_the_access_log_is_written_aside(home: Path, caplog: pytest.LogCaptureFi
     assert {line["path"] for line in lines} == {"/predict", "/livez"}
     assert lines[0]["request_id"] == "seen" and lines[0]["status"] == 200
     assert {line["client"] for line in lines} == {"testclient"}
+
+
+@pytest.mark.parametrize("proxies", ["", "127.0.0.1"])
+def test_the_access_log_names_the_client_whichever_way_a_price_takes(
+    home: Path, caplog: pytest.LogCaptureFixture, proxies: str
+) -> None:
+    caplog.set_level("INFO")
+    with running(home, log="off", access_log="all", proxies=proxies) as api:
+        told = b"X-Forwarded-For: 198.51.100.9"
+        assert [answer[0] for answer in api.talk(post(BODY, told), post(BODY, told))] == [200, 200]
+        assert api.tasks == (2 if proxies else 0)
+    lines = [json.loads(r.message) for r in caplog.records if r.name.endswith(".access")]
+    assert [line["client"] for line in lines] == ["198.51.100.9" if proxies else "127.0.0.1"] * 2
 
 
 @pytest.mark.fault

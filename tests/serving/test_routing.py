@@ -17,7 +17,9 @@ from housing_mlops.config import Settings
 from housing_mlops.model.inference import Look, Model
 from housing_mlops.prediction_log.journal import JournalError
 from housing_mlops.registry.shelf import install_bundle
+from housing_mlops.registry.store import RegistryError
 from housing_mlops.registry.trial import Trial, keep_trial
+from housing_mlops.serving import routing
 from housing_mlops.serving.api import create_app
 from housing_mlops.serving.routing import Field
 
@@ -140,6 +142,27 @@ def test_a_challenger_that_fails_costs_no_client_its_answer(
     check = api.get("/health").json()["checks"]["trial"]
     assert check["state"] == "degraded" and "answers no more" in check["detail"]
     assert field.challenger is None and not field.load(api.app.service.model), "not again"
+
+
+@pytest.mark.fault
+def test_a_challenger_that_fails_in_one_worker_loses_its_share_in_all(
+    settings: Settings, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(settings, TRIAL)
+    champion = Model.open(bundles["Ridge"], "1")
+    one, other = Field(settings), Field(settings)
+    assert one.load(champion) and other.load(champion)
+    one.give_up("its price is none")
+    away = Mock(side_effect=RegistryError("The registry does not answer."))
+    with monkeypatch.context() as patch:
+        patch.setattr(routing, "take_share", away)
+        assert not one.load(champion) and not other.load(champion) and away.called
+    assert not one.load(champion), "it is told at the next look"
+    assert other.load(champion) and other.challenger is None and other.problem == ""
+    assert not one.load(champion) and "its price is none" in one.problem
+    begin(settings, replace(TRIAL, share=0.2))  # a person has looked, and tries again
+    assert one.load(champion) and other.load(champion)
+    assert one.trial is not None and one.trial.share == 0.2 and one.problem == ""
 
 
 @pytest.mark.fault

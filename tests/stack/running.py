@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -17,6 +18,8 @@ from processes import ROOT, ask, until
 
 PROJECT = "housing-test"
 TAG = "test"
+NEXT = "test-next"  # the tag of another version of the images
+ODD = "a:b\\c@d/e%f'g"  # a password with what a URL, a file of libpq and SQL would trip over
 GRAFANA = "grafana/grafana:12.1.1"
 NOTES: list[str] = []  # measured on the way, shown at the end
 
@@ -82,6 +85,18 @@ class Stack:
         assert found.stdout.strip(), f"{service} has no container"
         return found.stdout.split()[0]
 
+    def containers(self, service: str) -> list[str]:
+        return self.do("ps", "-q", service).stdout.split()
+
+    def upgrade(self, tag: str) -> subprocess.CompletedProcess[str]:
+        """What `make upgrade` does, to the images of `tag`."""
+        options = f"-p {PROJECT} --env-file {self.env_file}"
+        return run(
+            *(sys.executable, "deploy/upgrade.py"),
+            env={"TAG": tag, "COMPOSE_OPTIONS": options},
+            timeout=300,
+        )
+
     def inspect(self, service: str) -> dict[str, Any]:
         [said] = json.loads(run("docker", "inspect", self.container(service)).stdout)
         return dict(said)
@@ -131,17 +146,19 @@ class Stack:
 
 
 class Load:
-    """Two clients on loopback that ask for prices: at most `count` each, for at most a minute."""
+    """Two clients on loopback that ask for prices: at most `count` each, for at most `most_s` seconds."""
 
-    def __init__(self, stack: Stack, count: int, pause_s: float = 0.005) -> None:
-        self.stack, self.count, self.pause_s = stack, count, pause_s
+    def __init__(
+        self, stack: Stack, count: int, pause_s: float = 0.005, most_s: float = 60
+    ) -> None:
+        self.stack, self.count, self.pause_s, self.most_s = stack, count, pause_s, most_s
         self.ids: list[str] = []
         self.failed: dict[str, int] = {}
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(2)]
 
     def _ask(self) -> None:
-        end, body, done = time.monotonic() + 60, json.dumps(self.stack.house), 0
+        end, body, done = time.monotonic() + self.most_s, json.dumps(self.stack.house), 0
         kind = {"Content-Type": "application/json"}
         while done < self.count and time.monotonic() < end and not self.stopped.is_set():
             connection = http.client.HTTPConnection("127.0.0.1", self.stack.ports["api"], timeout=5)
@@ -175,5 +192,5 @@ class Load:
         if kind:
             self.stopped.set()
         for thread in self.threads:
-            thread.join(70)
+            thread.join(self.most_s + 10)
         self.stack.accepted += self.ids

@@ -8,15 +8,16 @@ import json
 import re
 import socket
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
 from processes import ROOT, ask, free_port, until
-from running import GRAFANA, NOTES, TAG, Load, Stack, run
+from running import GRAFANA, NEXT, NOTES, ODD, TAG, Load, Stack, run
 
 pytestmark = pytest.mark.process
-SERVICES = ("db", "mlflow", "api", "monitor", "prometheus")
+SERVICES = ("db", "mlflow", "api", "proxy", "monitor", "prometheus")
 
 
 def test_the_image_is_small_enough(stack: Stack) -> None:
@@ -73,7 +74,7 @@ def test_prometheus_scrapes_the_api_and_has_its_rules(stack: Stack) -> None:
     def health() -> bool:
         _, said = ask(stack.url("prometheus", "/api/v1/targets"))
         found = {t["labels"]["job"]: t["health"] for t in said["data"]["activeTargets"]}
-        return found == {"housing-api": "up", "prometheus": "up"}
+        return found == dict.fromkeys(("housing-api", "proxy", "prometheus"), "up")
 
     until(health, 40, "every target is up")
     _, said = ask(stack.url("prometheus", "/api/v1/rules"))
@@ -88,16 +89,15 @@ def test_grafana_shows_the_dashboard(stack: Stack) -> None:
         pytest.skip(f"{GRAFANA} cannot be had here")
     stack.do("--profile", "observability", "up", "-d", "--no-deps", "grafana")
     stack.wait_healthy("grafana")
-    password = re.search(r"^GRAFANA_PASSWORD=(.*)$", stack.env_file.read_text(), re.M)
-    assert password
-    key = base64.b64encode(f"admin:{password[1]}".encode()).decode()
+    password = stack.do("exec", "-T", "grafana", "cat", "/run/passwords/grafana").stdout
+    key = base64.b64encode(f"admin:{password}".encode()).decode()
     url = stack.url("grafana", "/api/dashboards/uid/housing-mlops")
     status, said = ask(url, headers={"Authorization": f"Basic {key}"})
     assert status == 200 and said["meta"]["provisioned"], said
 
 
 def test_containers_may_do_little(stack: Stack) -> None:
-    for service in ("api", "monitor", "mlflow"):
+    for service in ("api", "proxy", "monitor", "mlflow"):
         said = stack.do("exec", "-T", service, "id", "-u").stdout.strip()
         assert said == "10001", service
         touch = stack.do("exec", "-T", service, "touch", "/app/x", check=False)
@@ -108,6 +108,40 @@ def test_containers_may_do_little(stack: Stack) -> None:
         bound = stack.inspect(service)["HostConfig"]["PortBindings"] or {}
         addresses = {one["HostIp"] for all_of_port in bound.values() for one in all_of_port}
         assert addresses <= {"127.0.0.1"}, service
+
+
+def test_each_reader_has_its_own_password_and_no_other(stack: Stack) -> None:
+    for service, role in (("api", "housing"), ("monitor", "housing"), ("mlflow", "mlflow")):
+        read = ("exec", "-T", service, "sh", "-c", "ls /run/passwords; cat /run/passwords/*")
+        name, line = stack.do(*read).stdout.split("\n", 1)
+        assert name == "pgpass" and line.startswith(f"*:*:*:{role}:"), line
+    assert line == "*:*:*:mlflow:a\\:b\\\\c@d/e%f'g\n"  # as .env had it, and MLflow got in with it
+    for service in SERVICES:
+        said = [one for one in stack.inspect(service)["Config"]["Env"] if "PASSWORD" in one]
+        assert not said, f"{service} is told a password for all to see"
+
+
+def test_the_rate_limit_counts_clients_and_not_the_proxy(stack: Stack, tmp_path: Path) -> None:
+    limited = tmp_path / "limited.env"
+    limited.write_text(f"{stack.env_file.read_text()}HOUSING_RATE_LIMIT=3/minute\n")
+    stack.do("up", "-d", "--no-deps", "api", env_file=limited)
+    try:
+        stack.wait_ready()
+        url = stack.url("api", "/model/info")
+
+        def told(number: int) -> int:
+            return ask(url, headers={"X-Forwarded-For": f"10.1.2.{number}"})[0]
+
+        assert [told(n) for n in range(5)] == [200, 200, 200, 429, 429], "who lies is counted too"
+        inside = (
+            "import urllib.request as u; "
+            "print(u.urlopen('http://proxy:8000/model/info', timeout=5).status)"
+        )
+        done = stack.do("exec", "-T", "monitor", "python", "-c", inside)
+        assert done.stdout.strip() == "200", "another client has a count of its own"
+    finally:
+        stack.do("up", "-d", "--no-deps", "api")
+    stack.wait_ready()
 
 
 def test_what_is_accepted_is_stored(stack: Stack) -> None:
@@ -237,38 +271,25 @@ def test_the_api_starts_while_mlflow_is_away(stack: Stack) -> None:
     )
 
 
-def test_a_missing_password_stops_compose_at_once(stack: Stack, tmp_path: Path) -> None:
-    bare = tmp_path / "bare.env"
-    bare.write_text("API_PORT=8000\n")
-    done = stack.do("config", env_file=bare, check=False)
-    assert done.returncode and "make env" in done.stderr, done.stderr
-
-
-def test_a_wrong_password_is_told_and_starts_no_storm(stack: Stack, tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong.env"
-    text = stack.env_file.read_text()
-    for name in ("MLFLOW_DB_PASSWORD", "PREDICTIONS_DB_PASSWORD"):
-        text = re.sub(rf"^{name}=.*$", f"{name}=wrong", text, flags=re.M)
-    wrong.write_text(text)
-    stack.do("up", "-d", "--no-deps", "api", "mlflow", env_file=wrong)
-    try:
-        for service in ("api", "mlflow"):
-            until(
-                lambda name=service: "password authentication failed" in stack.logs(name),
-                60,
-                f"{service} names the reason",
-            )
-            assert stack.inspect(service)["RestartCount"] <= 2
-        stack.wait_ready()
-        with Load(stack, 100) as load:  # prices are given all the same, and kept
-            pass
-        assert not load.failed
-        _, said = ask(stack.url("api", "/health"))
-        assert "password authentication failed" in said["checks"]["database"]["detail"], said
-        assert "wrong@" not in stack.logs("api") + stack.logs("mlflow")
-    finally:
-        stack.do("up", "-d", "--no-deps", "api", "mlflow")
+def test_a_password_that_the_database_does_not_know_is_told_and_mended(stack: Stack) -> None:
+    for role in ("housing", "mlflow"):
+        stack.sql(f"ALTER ROLE {role} PASSWORD 'another'")
+    stack.do("restart", "api", "mlflow")
+    for service in ("api", "mlflow"):
+        until(
+            lambda name=service: "password authentication failed" in stack.logs(name),
+            60,
+            f"{service} names the reason",
+        )
+        assert stack.inspect(service)["RestartCount"] <= 2, "no storm"
     stack.wait_ready()
+    with Load(stack, 100) as load:  # prices are given all the same, and kept
+        pass
+    assert not load.failed
+    _, said = ask(stack.url("api", "/health"))
+    assert "password authentication failed" in said["checks"]["database"]["detail"], said
+    stack.do("restart", "-t", "20", "db")  # which takes over what stands in the files
+    stack.wait_healthy("db")
     stack.wait_stored()
     stack.wait_healthy("mlflow")
 
@@ -288,6 +309,136 @@ def test_a_port_that_is_taken_is_named(stack: Stack, tmp_path: Path) -> None:
             assert done.returncode and f"127.0.0.1:{port}" in done.stdout + done.stderr, done
         finally:
             do("down", "-v")
+
+
+def test_a_full_volume_stops_prices_and_nothing_else(stack: Stack) -> None:
+    name = volume = "housing-test-full"
+    run("docker", "rm", "-f", name, check=False)
+    run("docker", "volume", "rm", "-f", volume)
+    small = ("type=tmpfs", "device=tmpfs", "o=size=1m,uid=10001,gid=10001")
+    options = [word for one in small for word in ("--opt", one)]
+    run("docker", "volume", "create", "--driver", "local", *options, volume)
+    here = ("-v", f"{volume}:/journal", "-e", "HOUSING_JOURNAL_DIR=/journal")
+    stack.do("run", "-d", "--no-deps", "--name", name, *here, "api")
+    inside = (
+        "import json, sys, urllib.request as u, urllib.error\n"
+        "body = sys.argv[2].encode() or None\n"
+        "ask = u.Request('http://127.0.0.1:8000' + sys.argv[1], body, "
+        "{'Content-Type': 'application/json'})\n"
+        "try: print(u.urlopen(ask, timeout=4).status)\n"
+        "except urllib.error.HTTPError as e: print(e.code, e.read().decode())"
+    )
+
+    def asked(path: str, body: str = "") -> str:
+        done = run("docker", "exec", name, "python", "-c", inside, path, body, check=False)
+        return done.stdout.strip()
+
+    house = json.dumps(stack.house)
+    try:
+        until(lambda: asked("/readyz") == "200", 60, "it is ready")
+        assert asked("/predict", house) == "200"
+        fill = "dd if=/dev/zero of=/journal/filler bs=1k 2>/dev/null"
+        run("docker", "exec", name, "sh", "-c", fill, check=False)
+        until(lambda: asked("/predict", house).startswith("503"), 30, "no price is promised")
+        assert asked("/livez") == "200" and asked("/model/info") == "200"
+        until(lambda: asked("/readyz").startswith("503"), 30, "it says that it is not ready")
+        run("docker", "exec", name, "rm", "/journal/filler")
+        until(lambda: asked("/predict", house) == "200", 30, "prices again")
+        until(lambda: asked("/readyz") == "200", 30, "it is ready again")
+    finally:
+        run("docker", "rm", "-f", name, check=False)
+        run("docker", "volume", "rm", "-f", volume)
+
+
+# Two APIs behind the proxy
+
+
+def test_two_apis_share_the_address_and_one_that_dies_is_not_missed(stack: Stack) -> None:
+    stack.do("up", "-d", "--no-deps", "--no-recreate", "--scale", "api=2", "api")
+    both = stack.containers("api")
+    assert len(both) == 2
+
+    def known() -> bool:
+        _, said = ask(stack.url("prometheus", "/api/v1/query?query=up{job='housing-api'}==1"))
+        return len(said["data"]["result"]) == 2
+
+    until(known, 60, "Prometheus has found both")
+    with Load(stack, 1500, 0.01) as load:
+        stack.kill("api")
+        until(lambda: stack.inspect("api")["RestartCount"] > 0, 30, "it is back")
+    assert not load.failed, load.failed
+    counts = [run("docker", "logs", one).stderr.count("Serving") for one in both]
+    assert all(counts), "each served"
+    stack.wait_stored()
+
+
+def test_six_hundred_half_sent_requests_keep_nobody_from_the_probes(stack: Stack) -> None:
+    port, halves = stack.ports["api"], []
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    try:
+        for number in range(600):
+            half = socket.create_connection(("127.0.0.1", port), timeout=5)
+            half.sendall(head if number % 2 else head + b"Content-Length: 300\r\n\r\n{")
+            halves.append(half)
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert ask(stack.url("api", path))[0] == 200, path
+        assert ask(stack.url("api", "/predict"), stack.house)[0] == 429  # of this one address
+        halves[0].settimeout(20)
+        assert b" 408 " in halves[0].recv(4096), "a half is not waited for without end"
+    finally:
+        for half in halves:
+            half.close()
+    until(lambda: ask(stack.url("api", "/predict"), stack.house)[0] == 200, 20, "prices again")
+
+
+def test_an_upgrade_and_the_way_back_fail_no_request(stack: Stack) -> None:
+    recipe = stack.folder / "next"
+    recipe.write_text(f"FROM housing-mlops-api:{TAG}\nLABEL next=true\n")
+    run("docker", "build", "-q", "-t", f"housing-mlops-api:{NEXT}", "-f", str(recipe), "deploy")
+    run("docker", "tag", f"housing-mlops-train:{TAG}", f"housing-mlops-train:{NEXT}")
+    for tag in (NEXT, TAG):
+        with Load(stack, 9000, 0.02, 180) as load:
+            stack.upgrade(tag)
+            load.stopped.set()
+        assert not load.failed and len(load.ids) > 200, load.failed
+        found = [json.loads(run("docker", "inspect", c).stdout) for c in stack.containers("api")]
+        images = [one[0]["Config"]["Image"] for one in found]
+        assert images == [f"housing-mlops-api:{tag}"] * 2
+    stack.wait_stored()
+    stack.wait_healthy("mlflow", "monitor")
+
+
+def test_every_password_is_changed_and_no_request_fails(stack: Stack) -> None:
+    def pages() -> None:
+        while not load.stopped.is_set():
+            answers.append(ask(stack.url("api", "/monitoring/predictions?limit=2"))[0])
+            load.stopped.wait(0.02)
+
+    answers: list[int] = []
+    before = stack.do("exec", "-T", "api", "cat", "/run/passwords/pgpass").stdout
+    with Load(stack, 4000, 0.01) as load:
+        reader = threading.Thread(target=pages)
+        reader.start()
+        done = stack.do("run", "--rm", "-T", "--no-deps", "secrets", "rotate")
+        assert "changed: housing, postgres" in done.stdout, done
+        text = stack.env_file.read_text().replace(ODD, f"{ODD}, another one")
+        stack.env_file.write_text(text)  # the one that is chosen
+        stack.do("up", "-d", "--no-deps", "secrets")
+        until(lambda: "changed: mlflow" in stack.logs("secrets"), 30, "MLflow's is changed")
+        load.stopped.set()
+        reader.join()
+    assert not load.failed and set(answers) == {200}, (load.failed, set(answers))
+    after = stack.do("exec", "-T", "api", "cat", "/run/passwords/pgpass").stdout
+    assert after != before
+    for service in ("api", "mlflow"):  # whoever connects anew gets in
+        stack.do("restart", service)
+    stack.wait_ready()
+    stack.wait_stored()
+    stack.wait_healthy("mlflow")
+    attempt = "import psycopg; psycopg.connect('postgresql://housing@db/housing', password='old')"
+    old = attempt.replace("'old'", repr(before.strip().rpartition(":")[2]))
+    done = stack.do("exec", "-T", "api", "python", "-c", old, check=False)
+    assert done.returncode and "password authentication failed" in done.stderr
 
 
 def test_a_full_restart_keeps_model_log_and_experiments(stack: Stack) -> None:

@@ -53,18 +53,18 @@ def test_the_embedded_table_affords_every_candidate() -> None:
 
 
 def test_five_thousand_rows_of_800_postcodes_ask_for_no_24_gigabytes() -> None:
-    assert CANDIDATES["GaussianProcess"].cost(5_000, 836).megabytes > 24_000
     kept, left = affordable(candidates([]), 5_000, 36, MOST)
-    assert "GaussianProcess" not in {c.name for c in kept}
-    assert all(c.cost(5_000, 36).megabytes <= 2_000 for c in kept)
-    assert left[-1].startswith("GaussianProcess is left out: a fit on 5,000 rows of 36 columns")
+    assert "GaussianProcess" in {c.name for c in kept} and not left
+    assert all(c.cost(5_000, 36).megabytes <= 1_000 for c in kept)
+    assert CANDIDATES["GaussianProcess"].cost(5_000, 836).megabytes < 500
 
 
 def test_a_large_table_is_left_some_candidates() -> None:
     kept, left = affordable(candidates([]), 16_000, 80, MOST)
-    assert {"Ridge", "HistGradientBoosting"} <= {c.name for c in kept} and left
+    assert {"Ridge", "HistGradientBoosting"} <= {c.name for c in kept}
+    assert left[0].startswith("RandomForest is left out: a fit on 16,000 rows of 80 columns")
     with pytest.raises(UnknownModel, match="No candidate is left"):
-        affordable(candidates(["GaussianProcess"]), 16_000, 80, MOST)
+        affordable(candidates(["RandomForest"]), 16_000, 80, MOST)
 
 
 def test_a_category_of_many_values_is_one_column() -> None:

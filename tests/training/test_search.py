@@ -28,12 +28,16 @@ from housing_mlops.training.recipe import recipe_of
 from housing_mlops.training.search import (
     TRIAL,
     Budget,
+    Found,
     as_text,
+    candidate_of,
     choices_of,
     ensemble,
     from_text,
     greedy,
     new_study,
+    plot_search,
+    setting_importance,
 )
 
 NOTEBOOK = ROOT / Settings().training_notebook
@@ -78,6 +82,9 @@ def whole_trials(home: Path) -> int:
     if not (home / "mlflow.db").is_file():
         return 0
     with sqlite3.connect(home / "mlflow.db") as database:
+        made = "select count(*) from sqlite_master where name = 'tags'"
+        if not database.execute(made).fetchone()[0]:
+            return 0
         return database.execute(f"select count(*) from tags where key = '{TRIAL}'").fetchone()[0]
 
 
@@ -159,6 +166,10 @@ def test_a_search_that_cannot_be_done_says_why(
 ) -> None:
     with pytest.raises(RunError, match=message):
         train({**QUICK, **parameters}, Settings(home=tmp_path), NOTEBOOK)
+    late = (
+        parameters.get("models") is not None
+    )  # which candidates there are is known from the table
+    assert (tmp_path / "mlflow.db").exists() == late, "a bad budget is refused before any work"
 
 
 def test_an_average_is_judged_on_rows_it_was_not_chosen_on(table: Table) -> None:
@@ -207,3 +218,15 @@ def test_a_budget_has_an_end() -> None:
         Budget(0, 0)
     assert Budget(3, 0).left(2, 1e9) and not Budget(3, 0).left(3, 0)
     assert Budget(0, 1).left(9999, 59) and not Budget(0, 1).left(0, 60)
+
+
+def test_a_search_that_ends_before_its_first_trials_are_through_is_told_all_the_same() -> None:
+    choices = choices_of("auto", list(CANDIDATES.values()), np.array([1.0, 2.0]))
+    study = new_study(choices, 0, [])
+    trial = study.ask()
+    candidate_of(trial, choices)
+    study.tell(trial, 3.0)
+    found = Found(study, {})
+    assert len(study.trials) > 2, "the others still wait"
+    assert list(found.table()["rmse"]) == [3.0] and setting_importance(found).empty
+    plot_search(found, "EUR")

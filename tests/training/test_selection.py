@@ -1,9 +1,11 @@
 """From folds to a winner and its interval, on predictions that are made up."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from sklearn.ensemble import VotingRegressor
+from threadpoolctl import threadpool_limits
 
 from housing_mlops.data.table import Table
 from housing_mlops.preprocessing.pipeline import model_input
@@ -17,7 +19,8 @@ from housing_mlops.training.cross_validation import (
     make_folds,
     score_folds,
 )
-from housing_mlops.training.selection import build, choose, leaderboard, metrics, vote
+from housing_mlops.training.features import with_log_price
+from housing_mlops.training.selection import build, choose, fitted, leaderboard, metrics, vote
 
 ROWS = 60
 PRICES = np.random.default_rng(0).uniform(10, 50, ROWS)
@@ -58,6 +61,34 @@ def test_fits_in_processes_are_the_same_to_the_last_bit(table: Table) -> None:
         cross_validate(boosting, table.dataset, X, y, folds, 0, jobs=jobs) for jobs in (1, 2)
     )
     assert np.array_equal(here.predictions, there.predictions)
+
+
+def test_a_model_that_goes_out_is_the_same_on_any_number_of_cores(table: Table) -> None:
+    X, y = model_input(table.dataset, table.features), table.prices.to_numpy()
+    winner = CrossValidation("GaussianProcess", np.empty((1, len(y))), pd.DataFrame(), 0.0)
+    prices = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            model = fitted(winner, table.dataset, X[::2], y[::2], 0)
+        with threadpool_limits(1):
+            prices.append(model.predict(X))
+    assert np.array_equal(*prices)
+
+
+@pytest.mark.parametrize(("exponent", "kept"), [(1.0, ["Ridge-log"]), (0.0, [])])
+def test_the_logarithm_is_learnt_where_prices_are_made_of_factors(
+    exponent: float, kept: list[str], table: Table
+) -> None:
+    X, rng = model_input(table.dataset, table.features), np.random.default_rng(0)
+    parts = ((X - X.mean()) / X.std()).fillna(0).to_numpy() @ rng.normal(0, 0.2, X.shape[1])
+    y = (np.exp(parts) if exponent else 20 + parts) + rng.uniform(0, 0.1, len(X))
+    folds = make_folds(len(y), 3, 2, 0)
+    ridge = cross_validate(CANDIDATES["Ridge"], table.dataset, X, y, folds, 0)
+    told, found = with_log_price([ridge], table.dataset, X, y, folds, 0)
+    assert [f.name for f in found] == kept and list(told["kept"]) == [bool(kept)]
+    assert (told["low"] < told["gain"]).all() and (told["gain"] < told["high"]).all()
+    assert told["folds"].iloc[0] == (6 if kept else 3), "no second look where the first shows none"
+    assert with_log_price([ridge], table.dataset, X, y - y.min(), folds, 0)[1] == []
 
 
 def test_the_best_pair_is_not_always_the_two_best(table: Table) -> None:

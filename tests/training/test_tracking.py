@@ -39,12 +39,16 @@ def test_the_commit_is_that_of_the_checkout_or_empty(
     assert git_commit(home, package) == "", "it only lies in somebody's checkout"
     told = commit(code, "package/config.py")
     assert git_commit(home, package) == told, "a home without git has the code's"
+    (package / "config.py").write_text("changed = True")
+    assert git_commit(home, package) == f"{told}-dirty", "what runs is not what was committed"
     own = commit(home)
     assert git_commit(home / "deeper", package) == own != told
     monkeypatch.setenv("GIT_COMMIT", "f" * 40)
     assert git_commit(home, package) != "f" * 40, "a checkout knows better"
     monkeypatch.setenv("PATH", "")
     assert git_commit(home, package) == "f" * 40, "no git, as in an image, whose build told"
+    monkeypatch.setenv("GIT_COMMIT", "f" * 40 + "-dirty")
+    assert git_commit(home, package) == "f" * 40 + "-dirty"
     for nothing in ("", "unknown"):
         monkeypatch.setenv("GIT_COMMIT", nothing)
         assert git_commit(home, package) == ""

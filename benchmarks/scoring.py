@@ -1,0 +1,166 @@
+"""What it costs to price houses by the million, side by side, and how it grows.
+
+    python benchmarks/scoring.py [--rows 1000000 10000000] [--plot scoring.png]
+
+Each way runs in a process of its own (two workers: with theirs), over the same Parquet file, and
+tells processor time, time, and the largest memory of any of its processes. `onnx` is ONNX Runtime
+alone, on an array that is in memory before the clock starts, in the same steps of 128 rows.
+`house by house` validates each by the request model. The slow ways take a tenth of the rows.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
+from champion import make
+
+from housing_mlops.config import Settings
+from housing_mlops.data.table import load_table
+from housing_mlops.model import inference
+from housing_mlops.model.batch import open_houses
+from housing_mlops.model.inference import Model, row_of
+from housing_mlops.model.scoring import score
+from housing_mlops.schema import load_dataset
+
+WAYS = {  # and the share of the rows that each gets
+    "onnx": 1.0,
+    "one process": 1.0,
+    "two workers": 1.0,
+    "house by house": 0.1,
+    "scikit-learn": 0.1,
+    "pyfunc": 0.1,
+}
+GROUP = 100_000  # rows of a row group
+
+
+def write_houses(path: Path, rows: int) -> None:
+    """The embedded table, over and over, with an identifier that nobody declared."""
+    features = load_table(load_dataset("boston"), Settings(data_path=None)).features
+    writer = None
+    for start in range(0, rows, GROUP):
+        numbers = np.arange(start, min(start + GROUP, rows))
+        frame = features.iloc[numbers % len(features)].reset_index(drop=True)
+        table = pa.Table.from_pandas(frame.assign(id=numbers), preserve_index=False)
+        writer = writer or parquet.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()
+
+
+def price(way: str, bundle: Path, source: Path, target: Path, rows: int) -> float:
+    """Seconds of wall time for the first rows of the file; what is written goes to `target`."""
+    model = Model.open(bundle, "1")
+    columns = model.dataset.columns
+    if way in ("one process", "two workers"):
+        scheduler = "local" if way == "two workers" else ""
+        settings = Settings(scheduler=scheduler, scale_workers=2)
+        start = time.perf_counter()
+        score(bundle, "1", source, target, settings, progress=False)
+        return time.perf_counter() - start
+    groups = -(-rows // GROUP)
+    reader = parquet.ParquetFile(source)
+    if way == "onnx":
+        spent = 0.0
+        for group in range(groups):
+            frame = reader.read_row_group(group, columns).to_pandas()
+            tensors = {"numbers": frame[columns].to_numpy(np.float32)}
+            start = time.perf_counter()
+            model.look(tensors)
+            spent += time.perf_counter() - start
+        return spent
+    start = time.perf_counter()
+    if way == "house by house":
+        validate = model.dataset.request_model.model_validate
+        with open_houses(source, model.dataset, tuple(range(groups))) as houses:
+            for piece in houses.pieces:
+                lists = [piece.columns[c].to_pylist() for c in columns]
+                found = [
+                    row_of(validate(dict(zip(columns, h, strict=True))))
+                    for h in zip(*lists, strict=True)
+                ]
+                model.quote(found)
+    else:
+        known = (
+            inference._load_pyfunc(str(bundle.parent / bundle.name))
+            if way == "pyfunc"
+            else joblib.load(bundle.parent / f"{bundle.name}.joblib")
+        )
+        for group in range(groups):
+            known.predict(reader.read_row_group(group, columns).to_pandas())
+    return time.perf_counter() - start
+
+
+def measure(way: str, bundle: Path, source: Path, rows: int) -> dict[str, object]:
+    """A row of the table, measured in a process of its own."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, __file__, "--way", way, "--source", str(source)]
+        command += ["--bundle", str(bundle), "--rows", str(rows), "--out", f"{out}/priced"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    wall, cpu, memory = map(float, done.stdout.split()[-3:])
+    return {
+        "way": way,
+        "rows": rows,
+        "rows/s": rows / wall,
+        "us of cpu a row": cpu / rows * 1e6,
+        "wall s": wall,
+        "MB": memory,
+    }
+
+
+def plot(table: pd.DataFrame, path: Path) -> None:
+    """The cost of each way as rows grow."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2), ["wall s", "MB"], strict=True):
+        for way, some in table.groupby("way", sort=False):
+            axes.plot(some["rows"], some[column], marker="o", label=way)
+        axes.set(xscale="log", xlabel="rows", ylabel=column, ylim=(0, None))
+    figure.axes[0].set(yscale="log", ylim=(None, None))
+    figure.axes[1].legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Print a row for each way and number of rows; with --way, be one of the processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--ways", nargs="+", default=[*WAYS])
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--way")
+    for name in ("source", "bundle", "out"):
+        parser.add_argument(f"--{name}", type=Path)
+    given = parser.parse_args()
+    if given.way:
+        before = time.process_time()
+        wall = price(given.way, given.bundle, given.source, given.out, given.rows[0])
+        own, others = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        cpu = time.process_time() - before + others.ru_utime + others.ru_stime
+        cpu = wall if given.way == "onnx" else cpu  # without reading
+        print(wall, cpu, max(own.ru_maxrss, others.ru_maxrss) / 1024)
+        return
+    bundle, found = make(Path(tempfile.gettempdir()) / "housing-benchmarks"), []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "houses.parquet"
+        for rows in given.rows:
+            write_houses(source, rows)
+            for way in given.ways:
+                found.append(measure(way, bundle, source, max(int(rows * WAYS[way]), 1)))
+                print({k: v if isinstance(v, str) else round(v, 1) for k, v in found[-1].items()})
+    table = pd.DataFrame(found)
+    if given.plot:
+        plot(table, given.plot)
+    print(table.round(1).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

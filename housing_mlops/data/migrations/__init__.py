@@ -1,0 +1,1 @@
+"""The forms that the table of the feature store has had."""
