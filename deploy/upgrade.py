@@ -51,7 +51,9 @@ def main() -> int:
     compose = compose_command()
 
     def apis() -> list[str]:
-        return run(*compose, "ps", "-q", "api").split()
+        label = '{{index .Config.Labels "com.docker.compose.oneoff"}}'  # `run` made it, and no proxy knows it
+        found = run(*compose, "ps", "-q", "api").split()
+        return [c for c in found if run("docker", "inspect", "-f", label, c).strip() == "False"]
 
     old = apis()
     if not old:
