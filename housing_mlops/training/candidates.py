@@ -111,7 +111,7 @@ def rows_to_learn(
     """How many rows a Gaussian process learns from."""
     return min(rows, max_rows, max(MOST_CELLS // max(columns, 1), 20))
 
-
+# %% ../../nbs/4_training/01_candidates.ipynb #49f56a32
 class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc] # untyped bases
     """A Gaussian process regression: Matérn 3/2, a length scale a feature, noise learnt."""
 
