@@ -16,8 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 env   := .venv/.made
 exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path fast_batch gateway protocol server api)
-# A worker a core, which computes with one thread; tests that share something stay together.
-parallel := -n logical --maxprocesses 8 --dist loadgroup
+# Three workers for two cores, as tests also wait; each computes with one thread. What shares something stays together.
+parallel  = -n $(shell $(PYTHON) -c 'import os; n = os.cpu_count() or 1; print(min(8, n + n // 2))') --dist loadgroup
 alone    := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
