@@ -67,7 +67,7 @@ def _local(workers: int) -> Iterator[Any]:
             n_workers=workers or None,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
         ) as cluster,
         dask.Client(cluster) as client,
     ):

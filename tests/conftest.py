@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from processes import free_port
 from servers import Postgres, Server, program
+from xdist.scheduler import LoadScopeScheduling
 
 from housing_mlops.cluster import workers
 from housing_mlops.config import Settings, get_settings
@@ -35,10 +36,13 @@ STARTS = {
     **{"serve": "process", "mlflow_server": "process"},
     **{"postgres": "database", "browser": "browser", "dask_client": "scale"},
 }
-# Fixtures that cost much, or stand at one port: all who use one of a line run in the same worker.
-SHARED = {
-    **{"prometheus": "prometheus", "kaggle": "kaggle", "dask_client": "dask_client"},
-    **{"mlflow_server": "mlflow", "trained": "mlflow"},  # a test uses both
+# Files whose tests share a fixture that costs much, or stands at one port: a worker has all of a word.
+TOGETHER = {
+    **dict.fromkeys(["test_pipeline.py", "test_store.py", "test_rollback.py"], "mlflow"),
+    **dict.fromkeys(["test_cluster.py", "test_scoring.py"], "dask"),
+    **{"test_deploy.py": "prometheus", "test_kubernetes.py": "kustomize", "test_feast.py": "feast"},
+    **{"test_sources.py": "kaggle", "test_trial.py": "trial", "test_access.py": "keys"},
+    **{"test_protocol.py": "protocol", "test_operations_page.py": "page"},
 }
 # The longest begin first, so that workers end together.
 LONGEST = ["train", "browser", "scale", "process", "database"]
@@ -59,15 +63,26 @@ def pytest_sessionfinish() -> None:
         measuring.save()
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses and xdist groups
+class Together(LoadScopeScheduling):
+    """Tests one by one to whichever worker is free, but for those that belong together."""
+
+    # xdist 3.8 has groups by a mark (`--dist loadgroup`), which pytest 9.2 passes over without a word.
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(nodeid.partition("::")[0].rpartition("/")[2], nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """What the workers get their tests from."""
+    return Together(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what their fixtures start, keep those together that share one, sort them."""
+    """Mark tests by what their fixtures start, and sort them."""
     for item in items:
-        used = getattr(item, "fixturenames", [])
-        for name in STARTS.keys() & used:
+        for name in STARTS.keys() & getattr(item, "fixturenames", []):
             item.add_marker(STARTS[name])
-        for name in [SHARED[fixture] for fixture in SHARED if fixture in used][:1]:
-            item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in LONGEST])
 
 

@@ -33,7 +33,7 @@ from housing_mlops.serving.api import create_app
 
 BOSTON = load_dataset("boston")
 HOUSE, VIEW = BOSTON.example, feature_view(BOSTON)
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("feast")]
+pytestmark = pytest.mark.process
 
 
 @dataclass
