@@ -88,6 +88,12 @@ class Stack:
     def containers(self, service: str) -> list[str]:
         return self.do("ps", "-q", service).stdout.split()
 
+    def inside(
+        self, service: str, *words: str, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """A command in a container of a service, whatever number it has: an upgrade counts on."""
+        return run("docker", "exec", self.container(service), *words, check=check)
+
     def upgrade(self, tag: str) -> subprocess.CompletedProcess[str]:
         """What `make upgrade` does, to the images of `tag`."""
         options = f"-p {PROJECT} --env-file {self.env_file}"

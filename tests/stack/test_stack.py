@@ -208,7 +208,8 @@ def test_the_api_is_killed_under_load(stack: Stack) -> None:
         stack.kill("api")
         until(lambda: stack.inspect("api")["RestartCount"] > before, 30, "the API is back")
         stack.wait_ready()
-    assert load.failed and len(load.ids) > 100  # it was away, and it came back to the same clients
+    assert len(load.ids) > 100  # it came back to the same clients
+    assert load.failed.keys() <= {"502", "503", "504"}  # for which the proxy did not wait for it
     stack.wait_stored()
 
 
@@ -415,7 +416,7 @@ def test_every_password_is_changed_and_no_request_fails(stack: Stack) -> None:
             load.stopped.wait(0.02)
 
     answers: list[int] = []
-    before = stack.do("exec", "-T", "api", "cat", "/run/passwords/pgpass").stdout
+    before = stack.inside("api", "cat", "/run/passwords/pgpass").stdout
     with Load(stack, 4000, 0.01) as load:
         reader = threading.Thread(target=pages)
         reader.start()
@@ -428,7 +429,7 @@ def test_every_password_is_changed_and_no_request_fails(stack: Stack) -> None:
         load.stopped.set()
         reader.join()
     assert not load.failed and set(answers) == {200}, (load.failed, set(answers))
-    after = stack.do("exec", "-T", "api", "cat", "/run/passwords/pgpass").stdout
+    after = stack.inside("api", "cat", "/run/passwords/pgpass").stdout
     assert after != before
     for service in ("api", "mlflow"):  # whoever connects anew gets in
         stack.do("restart", service)
@@ -437,7 +438,7 @@ def test_every_password_is_changed_and_no_request_fails(stack: Stack) -> None:
     stack.wait_healthy("mlflow")
     attempt = "import psycopg; psycopg.connect('postgresql://housing@db/housing', password='old')"
     old = attempt.replace("'old'", repr(before.strip().rpartition(":")[2]))
-    done = stack.do("exec", "-T", "api", "python", "-c", old, check=False)
+    done = stack.inside("api", "python", "-c", old, check=False)
     assert done.returncode and "password authentication failed" in done.stderr
 
 
