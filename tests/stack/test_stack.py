@@ -152,6 +152,7 @@ def test_what_is_accepted_is_stored(stack: Stack) -> None:
     assert int(stack.sql("SELECT count(*) FROM predictions")) == len(stack.accepted)
 
 
+@pytest.mark.nightly
 def test_a_roll_back_beside_the_api_is_followed_and_no_request_fails(stack: Stack) -> None:
     trainer = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "housing-mlops", "train")
     quick = ("-p", "models", '["Ridge"]', "-p", "folds", "2", "-p", "repeats", "1")
@@ -353,6 +354,7 @@ def test_a_full_volume_stops_prices_and_nothing_else(stack: Stack) -> None:
 # Two APIs behind the proxy
 
 
+@pytest.mark.nightly
 def test_two_apis_share_the_address_and_one_that_dies_is_not_missed(stack: Stack) -> None:
     stack.do("up", "-d", "--no-deps", "--no-recreate", "--scale", "api=2", "api")
     both = stack.containers("api")
@@ -391,6 +393,7 @@ def test_six_hundred_half_sent_requests_keep_nobody_from_the_probes(stack: Stack
     until(lambda: ask(stack.url("api", "/predict"), stack.house)[0] == 200, 20, "prices again")
 
 
+@pytest.mark.nightly
 def test_an_upgrade_and_the_way_back_fail_no_request(stack: Stack) -> None:
     recipe = stack.folder / "next"
     recipe.write_text(f"FROM housing-mlops-api:{TAG}\nLABEL next=true\n")
@@ -409,6 +412,7 @@ def test_an_upgrade_and_the_way_back_fail_no_request(stack: Stack) -> None:
     stack.wait_healthy("mlflow", "monitor")
 
 
+@pytest.mark.nightly
 def test_every_password_is_changed_and_no_request_fails(stack: Stack) -> None:
     def pages() -> None:
         while not load.stopped.is_set():
