@@ -18,7 +18,6 @@ from nbdev.process import NBProcessor
 CONFIG = get_config()
 NOTEBOOKS = sorted(CONFIG.nbs_path.rglob("*.ipynb"))
 LEFT_OUT = {"default_exp", "export", "exports", "exporti", *CONFIG.tst_flags.split()}
-QUICK = "folds, repeats = 3, 1"  # where a notebook has parameters, they end so: a fifth of the fits
 MARKS = re.compile(r'"#\| *marks: *([\w ]+)')  # in the notebook's file
 
 
@@ -47,6 +46,4 @@ def test_notebook(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if module := getattr(cell, "directives_", {}).get("default_exp"):
             exported = vars(importlib.import_module(f"{CONFIG.lib_name}.{module[0]}"))
             shell.user_ns |= {k: v for k, v in exported.items() if not k.startswith("__")}
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source += f"\n{QUICK}"
     shell.run_all(notebook, exc_stop=True, preproc=left_out)

@@ -19,8 +19,10 @@ ALL_ROLES = {f"HOUSING_{role}_KEYS": "root" for role in ("API", "FEEDBACK", "HIS
     ("seed", "phases", "keys"),
     [
         (1, "examples,coverage,fuzzing", {"HOUSING_ADMIN_KEYS": "root"}),
-        (2, "fuzzing", {"HOUSING_ADMIN_KEYS": "root"}),
-        (3, "fuzzing", {"HOUSING_ADMIN_KEYS": "root"}),
+        *(
+            pytest.param(seed, "fuzzing", {"HOUSING_ADMIN_KEYS": "root"}, marks=pytest.mark.nightly)
+            for seed in (2, 3)
+        ),
         (4, "examples,coverage,fuzzing", ALL_ROLES),
     ],
     ids=["open", "open-2", "open-3", "keys"],
