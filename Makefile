@@ -48,12 +48,12 @@ report: $(env) ## write what the prediction log holds as a page under runs/, e.g
 
 check: $(env) ## in a minute: format, lint, types, what is generated, and the tests that start no process
 	@$(MAKE) -s lint
-	@$(alone) pytest -q $(parallel) -m "not (process or database or browser or train or scale)" $(ARGS)
+	@$(alone) pytest -q $(parallel) -m "not (process or database or browser or train or scale or nightly)" $(ARGS)
 
 ifeq ($(ARGS),)
 test: $(env) ## every notebook's examples against the package, and tests/; then coverage. ARGS="-k drift": only these
 	@set -e; rm -f .coverage .coverage.*; \
-	$(alone) coverage run -m pytest -q $(parallel); \
+	$(alone) coverage run -m pytest -q $(parallel) -m "not nightly"; \
 	coverage combine -q; \
 	echo "== coverage: 95 % of all, 100 % of $(exact)"; \
 	coverage report; \
@@ -153,7 +153,7 @@ images: ## build the images api, train and proxy, named by TAG, version and comm
 	@$(PYTHON) deploy/image_size.py
 
 test-stack: $(env) ## build the images, start the stack, break each part of it, and check that nothing is lost
-	@pytest -q -p no:cacheprovider -m "" tests/stack $(ARGS)
+	@pytest -q -p no:cacheprovider tests/stack $(ARGS)
 
 push: ## push the images to REGISTRY, named by the commit, e.g. REGISTRY=ghcr.io/me
 	@: $${REGISTRY:?Name a registry: make push REGISTRY=ghcr.io/me}

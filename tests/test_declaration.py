@@ -80,6 +80,7 @@ def test_a_table_with_text_and_gaps_is_trained_and_priced(flats: Path, tmp_path:
         assert api.get("/monitoring/drift").json()["verdict"] == "unknown"
 
 
+@pytest.mark.nightly
 @pytest.mark.train
 def test_the_table_that_is_set_is_trained_and_takes_the_place_of_another(
     flats: Path, tmp_path: Path

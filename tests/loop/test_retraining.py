@@ -243,6 +243,7 @@ def test_telling_alone_records_nothing(
     assert CliRunner().invoke(app, ["decisions"]).stdout == "(none)\n"
 
 
+@pytest.mark.nightly
 @pytest.mark.train
 def test_prices_paid_become_a_new_version(
     home: Settings, engine: sa.Engine, priced: Priced, table: Table

@@ -94,6 +94,7 @@ def run(server: Server, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.nightly
 def test_what_was_learnt_in_the_field_comes_back(
     table: Table, serve: Callable[..., Server]
 ) -> None:

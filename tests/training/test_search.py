@@ -116,6 +116,7 @@ def test_a_search_finds_a_model_that_is_exported_and_registered(
     assert "-p search auto -p trials 3" in parent.data.tags["mlflow.note.content"]
 
 
+@pytest.mark.nightly
 @pytest.mark.train
 @pytest.mark.process
 @pytest.mark.fault
