@@ -28,7 +28,7 @@ compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 VERSION  := $(shell sed -n 's/^version = //p' settings.ini)
 REVISION  = $(shell git describe --always --dirty --abbrev=64 --exclude='*' 2>/dev/null || echo unknown)
 
-.PHONY: help serve train retrain report check test notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps upgrade rotate images test-stack push deploy
+.PHONY: help serve train retrain report check test coverage notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps upgrade rotate images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -51,7 +51,14 @@ check: $(env) ## in a minute: format, lint, types, what is generated, and the te
 	@$(alone) pytest -q $(parallel) -m "not (process or database or browser or train or scale or nightly)" $(ARGS)
 
 ifeq ($(ARGS),)
-test: $(env) ## every notebook's examples against the package, and tests/; then coverage. ARGS="-k drift": only these
+test: $(env) ## every notebook's examples against the package, and tests/. ARGS="-k drift": only these
+	@$(alone) pytest -q $(parallel) -m "not nightly"
+else
+test: $(env)
+	@pytest -q $(ARGS)
+endif
+
+coverage: $(env) ## the same, a third longer, and how much of the code it runs; below what is held, it fails
 	@set -e; rm -f .coverage .coverage.*; \
 	$(alone) coverage run -m pytest -q $(parallel) -m "not nightly"; \
 	coverage combine -q; \
@@ -62,10 +69,6 @@ test: $(env) ## every notebook's examples against the package, and tests/; then 
 	  coverage report --include=housing_mlops/$$module.py --fail-under=100 >/dev/null || \
 	  { echo "housing_mlops/$$module.py is not covered in full."; exit 2; }; \
 	done
-else
-test: $(env)
-	@pytest -q $(ARGS)
-endif
 
 notebooks: $(env) ## run the notebooks as they are written, e.g. ARGS="--path nbs/7_monitoring"
 	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \

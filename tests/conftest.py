@@ -2,18 +2,24 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import coverage
 import pytest
+from mlflow.store.db import utils
+from mlflow.store.model_registry import sqlalchemy_store
 from playwright.sync_api import Browser, sync_playwright
 from processes import free_port
 from servers import Postgres, Server, program
+from sqlalchemy import Engine, create_engine, inspect
 from xdist.scheduler import LoadScopeScheduling
 
 from housing_mlops.cluster import workers
@@ -114,6 +120,43 @@ def processes_are_announced(
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Path]]:
+    """MLflow's tables are made once, and every new database begins as a copy; so may a new home."""
+    folder = tmp_path_factory.mktemp("tables")
+    make = utils._initialize_tables
+
+    @cache
+    def made() -> sqlite3.Connection:
+        engine = create_engine(f"sqlite:///{folder}/mlflow.db")
+        make(engine)  # half a hundred migrations: four seconds
+        engine.dispose()
+        return sqlite3.connect(folder / "mlflow.db", check_same_thread=False)
+
+    def copied(engine: Engine) -> None:
+        if engine.dialect.name != "sqlite" or inspect(engine).get_table_names():
+            return make(engine)
+        with closing(engine.raw_connection()) as connection:
+            made().backup(connection.driver_connection)
+
+    def prepared(home: Path) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(home / "mlflow.db")) as connection:
+            made().backup(connection)
+        return home
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (utils, sqlalchemy_store):
+            patch.setattr(module, "_initialize_tables", copied)
+        yield prepared
+
+
+@pytest.fixture
+def with_tables(tmp_path: Path, mlflow_tables: Callable[[Path], Path]) -> None:
+    """The test's folder has MLflow's tables already: other processes would make them in seconds."""
+    mlflow_tables(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def dask_client() -> Iterator[Any]:
     """Two workers of Dask on this machine; one that a test kills is replaced."""
@@ -146,9 +189,11 @@ def bundles(table: Table, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Process]]:
+def mlflow_server(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Callable[[Path], Path]
+) -> Iterator[tuple[Settings, Process]]:
     """An MLflow server that hands artifacts out, and settings that point to it."""
-    home = tmp_path_factory.mktemp("mlflow")
+    home = mlflow_tables(tmp_path_factory.mktemp("mlflow"))
     port = free_port()
     store = Settings(home=home)
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

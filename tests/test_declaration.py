@@ -60,6 +60,7 @@ def flats(tmp_path: Path) -> Path:
 
 
 @pytest.mark.train
+@pytest.mark.usefixtures("with_tables")
 def test_a_table_with_text_and_gaps_is_trained_and_priced(flats: Path, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, dataset=str(flats))
     quick = {"models": ["Ridge", "GaussianProcess"], "folds": 3, "repeats": 1}

@@ -152,6 +152,7 @@ def drift_of(api: TestClient) -> Any:
 
 
 @pytest.mark.train
+@pytest.mark.usefixtures("with_tables")
 def test_a_csv_becomes_a_served_price_with_no_python(tmp_path: Path) -> None:
     table = homes()
     table.to_csv(tmp_path / "homes.csv", index=False)

@@ -114,6 +114,7 @@ def gone(pids: list[int]) -> bool:
 
 
 @pytest.mark.fault
+@pytest.mark.usefixtures("with_tables")
 def test_killed_at_once_it_leaves_nobody_behind(bundles: dict[str, Path], tmp_path: Path) -> None:
     install_bundle(bundles["Ridge"], "1", Settings(home=tmp_path))
     port, pages = free_port(), free_port()

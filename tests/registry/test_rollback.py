@@ -50,7 +50,7 @@ class Clients:
 
     def go(self, told: list[tuple[int, str]]) -> None:
         """Ask until it is over."""
-        while not self.over.wait(0.01):
+        while not self.over.wait(0.05):
             try:
                 status, body = ask(self.url, self.house)
                 told.append((status, str(body["model_version"])))

@@ -1,6 +1,7 @@
 """From the training notebook to a price over HTTP, through a real MLflow server."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -27,9 +28,11 @@ QUICK = {"models": ["LinearRegression", "Ridge"], "folds": 3, "repeats": 1, "see
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict, dict]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Callable[[Path], Path]
+) -> tuple[Settings, dict, dict]:
     """A home in which the same training ran twice, and both summaries."""
-    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    settings = Settings(home=mlflow_tables(tmp_path_factory.mktemp("home")))
     return settings, train(QUICK, settings, NOTEBOOK), train(QUICK, settings, NOTEBOOK)
 
 
@@ -90,6 +93,7 @@ def test_the_run_lasts_as_long_as_the_work_and_says_how_to_repeat_it(trained: tu
 
 @pytest.mark.train
 @pytest.mark.fault
+@pytest.mark.usefixtures("with_tables")
 def test_a_training_that_fails_leaves_a_run_that_says_so(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with pytest.raises(RunError, match="it takes 2 to"):
@@ -125,9 +129,6 @@ def test_mlflow_and_the_api_give_the_same_prices(trained: tuple, table: Table) -
     [
         ({"fold": 3}, "Did you mean folds"),
         ({"folds": "three"}, "folds is a int"),
-        ({"models": ["Rigde"]}, "No model Rigde"),
-        ({"folds": 1}, "it takes 2 to"),
-        ({"dataset": "nowhere"}, "neither shipped"),
         ({"tracking_uri": "http://127.0.0.1:9", "folds": 2}, "No MLflow at"),
     ],
 )

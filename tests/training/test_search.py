@@ -30,6 +30,7 @@ from housing_mlops.training.search import (
     Budget,
     Found,
     as_text,
+    asked_for,
     candidate_of,
     choices_of,
     ensemble,
@@ -120,6 +121,7 @@ def test_a_search_finds_a_model_that_is_exported_and_registered(
 @pytest.mark.train
 @pytest.mark.process
 @pytest.mark.fault
+@pytest.mark.usefixtures("with_tables")
 def test_a_search_that_was_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
     environment = {**os.environ, **homes(tmp_path)}
     command = [sys.executable, "-c", "from housing_mlops.cli import app; app()", "train"]
@@ -153,24 +155,21 @@ def test_a_search_that_was_killed_goes_on_with_the_same_command(tmp_path: Path) 
     assert len(nested) == 14, "none was lost, none was done twice"
 
 
+def test_a_search_that_cannot_be_done_says_why(table: Table) -> None:
+    with pytest.raises(TrainingError, match="it is none, tune or auto"):
+        asked_for("all", 0, 10)
+    with pytest.raises(TrainingError, match="needs trials or minutes"):
+        asked_for("tune", 0, 0)
+    with pytest.raises(TrainingError, match="nothing to search"):
+        choices_of("tune", [CANDIDATES["LinearRegression"]], table.prices.to_numpy(), {}, {})
+
+
 @pytest.mark.train
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"search": "all"}, "it is none, tune or auto"),
-        ({"search": "tune", "trials": 0, "minutes": 0}, "needs trials or minutes"),
-        ({"search": "tune", "models": ["LinearRegression"]}, "nothing to search"),
-    ],
-)
-def test_a_search_that_cannot_be_done_says_why(
-    parameters: dict, message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(RunError, match=message):
-        train({**QUICK, **parameters}, Settings(home=tmp_path), NOTEBOOK)
-    late = (
-        parameters.get("models") is not None
-    )  # which candidates there are is known from the table
-    assert (tmp_path / "mlflow.db").exists() == late, "a bad budget is refused before any work"
+def test_a_bad_budget_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="needs trials or minutes"):
+        nothing = {"search": "tune", "trials": 0, "minutes": 0}
+        train({**QUICK, **nothing}, Settings(home=tmp_path), NOTEBOOK)
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_an_average_is_judged_on_rows_it_was_not_chosen_on(table: Table) -> None:
