@@ -1,8 +1,10 @@
 """What a trial costs the requests: the API alone, with a challenger in the shadow, and with one that has a share.
 
 The three servers take turns within every round, so that what else the machine does meets all of
-them; medians over the rounds, and their ratios to the server without a trial. One core serves and
-one sends (wrk). The challenger is as large as the champion. usage: python benchmarks/trial.py
+them. Two servers that do the same differ by some per cent until they are started anew, so all are,
+several times. Medians over all rounds, and their ratios to the server without a trial. One core
+serves and one sends (wrk). The challenger is as large as the champion.
+usage: python benchmarks/trial.py
 """
 
 import argparse
@@ -60,7 +62,8 @@ def tell(runs: list[dict[str, Any]], servers: list[Server]) -> dict[str, dict[st
 def main() -> None:
     """Run it and tell."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=6, help="of each server")
+    parser.add_argument("--rounds", type=int, default=3, help="after each start")
     parser.add_argument("--seconds", type=float, default=2, help="of each run of wrk")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--share", type=float, default=0.1)
@@ -72,15 +75,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="housing-bench-") as name:
         bodies = Path(name) / "bodies"
         bodies.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with ending() as servers:
-            for key, share in (("alone", None), ("shadow", 0.0), ("share", args.share)):
-                env = home_of(Path(name) / key, bundle, share)
-                servers.append(start(key, key, [*QUIET, *API], env, cores[0]))
-            told = [servers[2].ask(json.dumps(row))["model_version"] for row in rows]
-            print(f"{told.count('2') / len(told):.1%} of the houses are the challenger's")
-            assert 0 < told.count("2") < len(told)
-            sizes = [args.connections]
-            runs = take_turns(servers, args.rounds, sizes, args.seconds, bodies, cores[-1])
+        kinds = {"alone": None, "shadow": 0.0, "share": args.share}
+        homes = {k: home_of(Path(name) / k, bundle, share) for k, share in kinds.items()}
+        runs: list[dict[str, Any]] = []
+        for _ in range(args.starts):
+            with ending() as servers:
+                for key, env in homes.items():
+                    servers.append(start(key, key, [*QUIET, *API], env, cores[0]))
+                told = [servers[2].ask(json.dumps(row))["model_version"] for row in rows]
+                assert 0 < told.count("2") < len(told)
+                sizes = [args.connections]
+                runs += take_turns(servers, args.rounds, sizes, args.seconds, bodies, cores[-1])
+    print(f"{told.count('2') / len(told):.1%} of the houses are the challenger's")
     medians = tell(runs, servers)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "trial.json").write_text(json.dumps({"medians": medians, "runs": runs}, indent=1))
