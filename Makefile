@@ -113,9 +113,10 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	@set -e; compile() { uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
 	compile setup.py -o requirements/serve.lock; \
+	compile setup.py --extra otel -o requirements/otel.lock; \
 	compile setup.py --extra train -o requirements/train.lock; \
 	compile setup.py --extra train --extra scale -o requirements/scale.lock; \
-	compile setup.py --extra train --extra scale --extra dev --extra docs -o requirements/dev.lock; \
+	compile setup.py --extra train --extra scale --extra otel --extra dev --extra docs -o requirements/dev.lock; \
 	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock; \
 	compile - <<<'feast>=0.67,<0.68' -o requirements/feast.lock
 	@wc -l requirements/*.lock
