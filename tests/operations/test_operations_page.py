@@ -68,7 +68,7 @@ def test_every_command_on_the_page_is_one() -> None:
     found = set(re.findall(r"`([^`\n]*housing-mlops [^`]+)`", PAGE))
     assert found
     for text in found:
-        words = text.partition("housing-mlops ")[2].split(" --reason ")[0].split()
+        words = text.partition("housing-mlops ")[2].split(" --reason ")[0].rstrip('"').split()
         if words[0] != "…" and words != ["keys", "remove"]:
             understood(words)
 
