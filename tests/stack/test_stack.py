@@ -399,7 +399,9 @@ def test_an_upgrade_and_the_way_back_fail_no_request(stack: Stack) -> None:
     run("docker", "build", "-q", "-t", f"housing-mlops-api:{NEXT}", "-f", str(recipe), "deploy")
     run("docker", "tag", f"housing-mlops-train:{TAG}", f"housing-mlops-train:{NEXT}")
     apis = len(stack.containers("api"))  # two, after the tests above
-    for tag in (NEXT, TAG):
+    for tag, most in ((NEXT, 7), (TAG, 8)):
+        changed = re.sub(r"HOUSING_MAX_BATCH=.*\n", "", stack.env_file.read_text())
+        stack.env_file.write_text(f"{changed}HOUSING_MAX_BATCH={most}\n")
         with Load(stack, 9000, 0.02, 180) as load:
             stack.upgrade(tag)
             load.stopped.set()
@@ -407,8 +409,9 @@ def test_an_upgrade_and_the_way_back_fail_no_request(stack: Stack) -> None:
         found = [json.loads(run("docker", "inspect", c).stdout) for c in stack.containers("api")]
         images = [one[0]["Config"]["Image"] for one in found]
         assert images == [f"housing-mlops-api:{tag}"] * apis
-        # An operator's commands find the APIs, whatever numbers they have by now.
-        assert "HOUSING_WORKERS" in stack.make_exec("housing-mlops settings").stdout
+        # An operator's commands find the APIs, whatever numbers they have by now, and a setting has changed.
+        told = stack.make_exec("housing-mlops settings").stdout
+        assert re.search(rf"HOUSING_MAX_BATCH\s+{most}\b", told), told
     stack.wait_stored()
     stack.wait_healthy("mlflow", "monitor")
 
