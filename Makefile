@@ -22,13 +22,15 @@ alone    := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1
 
 .DEFAULT_GOAL := help
 # `make up` uses whichever compose there is.
-compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+compose := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) $(COMPOSE_OPTIONS)
+SERVICE ?= api
+running := {{if and .State.Running (eq (index .Config.Labels "com.docker.compose.oneoff") "False")}}{{.Id}}{{end}}
 
 # What images are named by. A tree with changes in it is not its last commit, and is not called so.
 VERSION  := $(shell sed -n 's/^version = //p' settings.ini)
 REVISION  = $(shell git describe --always --dirty --abbrev=64 --exclude='*' 2>/dev/null || echo unknown)
 
-.PHONY: help serve train retrain report check test coverage notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps upgrade rotate images test-stack push deploy
+.PHONY: help serve train retrain report check test coverage notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps exec upgrade rotate images test-stack push deploy
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -116,9 +118,10 @@ lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versi
 	@set -e; compile() { uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate $(ARGS) "$$@"; }; \
 	compile setup.py -o requirements/serve.lock; \
+	compile setup.py --extra otel -o requirements/otel.lock; \
 	compile setup.py --extra train -o requirements/train.lock; \
 	compile setup.py --extra train --extra scale -o requirements/scale.lock; \
-	compile setup.py --extra train --extra scale --extra dev --extra docs -o requirements/dev.lock; \
+	compile setup.py --extra train --extra scale --extra otel --extra dev --extra docs -o requirements/dev.lock; \
 	compile - <<<$$'uv\nsetuptools>=77' --constraint requirements/dev.lock -o requirements/uv.lock; \
 	compile - <<<'feast>=0.67,<0.68' -o requirements/feast.lock
 	@wc -l requirements/*.lock
@@ -138,6 +141,11 @@ logs: ## follow the logs of the container stack, e.g. ARGS=api
 
 ps: ## list the services of the container stack and how they are
 	@$(compose) ps $(ARGS)
+
+exec: ## a command in a running container, whatever its number: ARGS="housing-mlops rollback"; SERVICE=monitor for another
+	@id=$$($(compose) ps -q $(SERVICE) | xargs -r docker inspect -f '$(running)' | grep -m 1 .) || \
+	  { echo "No $(SERVICE) runs: docker-compose up -d starts the stack." >&2; exit 1; }; \
+	docker exec -i $$id $(ARGS)
 
 upgrade: ## go over to the images of TAG, an API after the other: no request fails. TAG=the former one: and back
 	@$(PYTHON) deploy/upgrade.py

@@ -10,7 +10,7 @@ here = Path(__file__).parent
 ini = ConfigParser(delimiters=["="])
 ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
-extras = ["train", "dev", "docs", "explain", "scale"]
+extras = ["train", "dev", "docs", "explain", "scale", "otel"]
 
 setup(
     name=cfg["lib_name"],

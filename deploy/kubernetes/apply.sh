@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Apply an overlay, wait until it runs, and say what is waited for, or why it does not come.
 #   deploy/kubernetes/apply.sh OVERLAY                  the images that the overlay names
-#   deploy/kubernetes/apply.sh OVERLAY REGISTRY TAG     those of a registry and a tag, such as ghcr.io/me v0.2.0
+#   deploy/kubernetes/apply.sh OVERLAY REGISTRY TAG     those of a registry and a tag, such as ghcr.io/me v0.2.0;
+#                                                       API_DIGEST and TRAIN_DIGEST (sha256:…) take the tag's place
 # The cluster is the one of kubectl's context. In GitHub's pipeline KUBE_SERVER and KUBE_CA (the certificate of its
 # authority) name it, and each call shows a token of the job that lives for minutes: there is no secret to keep.
 set -euo pipefail
@@ -35,7 +36,9 @@ if [ -n "$registry" ]; then # images are named after what the overlay made of th
     echo "images:"
     for target in api train; do
       named=$(sed -n "s/.*{name: housing-mlops-$target, newName: \([^,]*\),.*/\1/p" "overlays/$overlay/kustomization.yaml")
-      echo "  - {name: ${named:-housing-mlops-$target}, newName: $registry/housing-mlops-$target, newTag: \"$tag\"}"
+      digest=${target^^}_DIGEST which="newTag: \"$tag\""
+      test -z "${!digest:-}" || which="digest: ${!digest}"
+      echo "  - {name: ${named:-housing-mlops-$target}, newName: $registry/housing-mlops-$target, $which}"
     done
   } >>"$work/kustomization.yaml"
 fi

@@ -62,6 +62,7 @@ from housing_mlops.serving.service import (
     read_live_error,
     service_of,
 )
+from .tracing import open_tracing, traced
 from .trials import trials
 
 # %% ../../nbs/8_serving/13_api.ipynb #b0000001
@@ -287,8 +288,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    loop = asyncio.get_running_loop()
     if service.log is not None:
-        await asyncio.get_running_loop().run_in_executor(service.pool, service.log.close)
+        await loop.run_in_executor(service.pool, service.log.close)
+    if service.tracing is not None:
+        await loop.run_in_executor(service.pool, service.tracing.close)
     service.houses.close()
     service.pool.shutdown(wait=False)
 
@@ -338,6 +342,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # the page is ours: it loads nothing from elsewhere
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours sees the gateway too
     )
     for router in (operations, administration, monitoring, trials, reports, pages):
         app.include_router(router)
@@ -351,6 +356,8 @@ def create_app(
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
+    if (tracing := open_tracing()) is not None:
+        app.service.tracing, app.gateway = tracing, traced(app.gateway, tracing.provider)
     return app
 
 

@@ -178,7 +178,7 @@ class PricingProtocol(CountedProtocol):
         service: Service | None = self.app_state.get("service")
         if service is not None:
             self._service, self._prices = service, self.app_state["prices"]
-            limited = service.limiter is not None or self._spare
+            limited = service.limiter is not None or self._spare or service.tracing is not None
             told = service.settings
             named = told.access_log == "all" and told.is_proxy(address_of(self))
             self._guarded = limited or named or bool(find_exposure(self.server, service))

@@ -54,6 +54,7 @@ from .by_id import HousesById
 from .guards import HostNames, RateLimit
 from .keys import ROLES, KeyRing, Role
 from .routing import Field, quote_rows
+from .tracing import Tracing
 
 # %% ../../nbs/8_serving/05_service.ipynb #16452956
 logger = logging.getLogger(__name__)
@@ -227,6 +228,7 @@ class Service:
         self.keys, self.hosts = KeyRing(settings), HostNames(settings)
         self.houses = HousesById(settings)  # of the feature store
         self.limiter = RateLimit(settings, self.keys) if settings.rate_limit else None
+        self.tracing: Tracing | None = None  # where traces are asked for
         self.worker = f"{os.getpid()}-{new_id()}.json"  # the file with this worker's counters
         self.pool = ThreadPoolExecutor(5, "housing")  # a thread a job, and one for `/metrics`
 

@@ -349,6 +349,15 @@ def test_every_metric_in_a_rule_exists(prometheus: str, name: str) -> None:
 # The compose file and its environment
 
 
+# Where things lie and who listens where is the stack's own; `scheduler` is the profile `scale`'s.
+OF_THE_STACK = (
+    *("home", "data_path", "data_source", "data_cache", "data_strict", "data_timeout_s"),
+    *("model_dir", "journal_dir", "metrics_dir", "training_notebook", "report_notebook"),
+    *("host", "port", "published", "proxies", "keys_file", "api_key", "rate_limit_storage"),
+    *("scheduler", "scheduler_open", "scale_workers"),
+)
+
+
 def test_compose_names_settings_that_exist_and_publishes_on_loopback() -> None:
     given = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
     known = {f"HOUSING_{name.upper()}" for name in Settings.model_fields}
@@ -357,6 +366,8 @@ def test_compose_names_settings_that_exist_and_publishes_on_loopback() -> None:
     for name, service in given["services"].items():
         wanted = {n for n in service.get("environment", {}) if n.startswith("HOUSING_")}
         assert wanted <= known, name
+        if "HOUSING_DATABASE_URL" in wanted:  # it reads settings: what .env says reaches it
+            assert known - wanted <= {f"HOUSING_{own.upper()}" for own in OF_THE_STACK}, name
         assert service["mem_limit"] and service["restart"], name
         for port in service.get("ports", []):
             assert port.startswith("${BIND:-127.0.0.1}:"), name

@@ -294,6 +294,9 @@ def play(tmp_path: Path, tree: Path) -> Any:
     return run
 
 
+MADE = {"api": "a", "train": "b"}  # a digit of each image's digest
+
+
 def test_apply_waits_for_the_champion_and_says_so(play: Any, tmp_path: Path, tree: Path) -> None:
     done = play("production", "ghcr.io/me", "v9.9.9", TRAINS="2", PODS="train-first-x: Running")
     assert done.returncode == 0, done.stderr
@@ -314,6 +317,14 @@ def test_apply_takes_the_images_of_the_overlay(play: Any, tmp_path: Path) -> Non
     applied = yaml.safe_load_all((tmp_path / "applied.yaml").read_text())
     images = {container["image"] for container in containers(list(applied))}
     assert images == {"housing-mlops-api:try", "housing-mlops-train:try", "postgres:17"}
+
+
+def test_apply_takes_a_digest_in_the_place_of_the_tag(play: Any, tmp_path: Path) -> None:
+    digests = {f"{t.upper()}_DIGEST": f"sha256:{number * 64}" for t, number in MADE.items()}
+    assert play("staging", "ghcr.io/me", "abc", **digests).returncode == 0
+    applied = yaml.safe_load_all((tmp_path / "applied.yaml").read_text())
+    images = {container["image"] for container in containers(list(applied))}
+    assert images == {f"ghcr.io/me/housing-mlops-{t}@sha256:{n * 64}" for t, n in MADE.items()}
 
 
 @pytest.mark.fault

@@ -68,7 +68,7 @@ def test_every_command_on_the_page_is_one() -> None:
     found = set(re.findall(r"`([^`\n]*housing-mlops [^`]+)`", PAGE))
     assert found
     for text in found:
-        words = text.partition("housing-mlops ")[2].split(" --reason ")[0].split()
+        words = text.partition("housing-mlops ")[2].split(" --reason ")[0].rstrip('"').split()
         if words[0] != "…" and words != ["keys", "remove"]:
             understood(words)
 
@@ -129,3 +129,20 @@ def test_a_command_does_as_the_page_says(
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert says in done.output
+
+
+def spoken(text: str) -> set[str]:
+    """The commands in a part of the page: lines of its blocks, and what stands between backticks."""
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()
+    ]
+    between = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    programs = r"(HOUSING_\w+=\S+ |cosign|curl|date|df|docker-compose|gh|housing-mlops|k3d|kind|kubectl|make|python|source|top)(?![\w/=])"
+    return {one.strip() for one in [*lines, *between] if re.match(programs, one.strip())}
+
+
+def test_each_command_is_listed_as_run_or_not_run() -> None:
+    said, _, listed = PAGE.partition("## Which of these commands were run\n")
+    alone = {"make", "kubectl", "kind", "k3d", "gh", "cosign", "curl"}  # names of programs
+    alone |= {"housing-mlops", "housing-mlops …", "make test-stack"}
+    assert spoken(said) - alone == spoken(listed) - alone

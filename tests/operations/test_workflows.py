@@ -51,12 +51,31 @@ def test_a_tag_releases_what_was_signed() -> None:
     assert "make images" not in str(release)  # nothing is built anew
 
 
-def test_both_images_are_looked_through() -> None:
-    steps = jobs("ml-pipeline.yml")["build"]["steps"]
-    for target in ("api", "train"):
+def test_each_image_that_is_pushed_is_looked_through_signed_and_released() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [pushed] = re.findall(r"^push:.*?for target in ([a-z ]+);", makefile, re.M | re.S)
+    pipeline, release = jobs("ml-pipeline.yml")["build"], jobs("release.yml")
+    steps = pipeline["steps"]
+    for text in (steps[-1]["run"], release["images"]["steps"][-1]["run"]):
+        assert f"for target in {pushed}; do" in text
+    for target in pushed.split():
+        assert f"--name {target}.spdx.json" in release["notes"]["steps"][0]["run"]
         sboms = [s["with"]["image"] for s in steps if "sbom-action" in s.get("uses", "")]
         scans = [s["with"]["sbom"] for s in steps if "scan-action" in s.get("uses", "")]
         assert f"housing-mlops-{target}:latest" in sboms and f"{target}.spdx.json" in scans
+
+
+def test_what_is_deployed_is_named_by_its_digest() -> None:
+    for deploys, name, comes_from in (
+        ("staging", "ml-pipeline.yml", "build"),
+        ("production", "release.yml", "images"),
+    ):
+        given = jobs(name)
+        told = given[deploys]["steps"][-1]["env"]
+        for target in ("api", "train"):
+            wanted = f"needs.{comes_from}.outputs.{target}"
+            assert told[f"{target.upper()}_DIGEST"] == f"${{{{ {wanted} }}}}"
+            assert given[comes_from]["outputs"][target].endswith(f".outputs.{target} }}}}")
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yml")), ids=lambda p: p.name)

@@ -94,12 +94,25 @@ class Stack:
         """A command in a container of a service, whatever number it has: an upgrade counts on."""
         return run("docker", "exec", self.container(service), *words, check=check)
 
+    @property
+    def options(self) -> str:
+        """How the tasks of the Makefile find this stack."""
+        return f"-p {PROJECT} --env-file {self.env_file}"
+
+    def make_exec(
+        self, words: str, service: str = "api", check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """What `make exec` does, as the operations page has it."""
+        told = {"COMPOSE_OPTIONS": self.options}
+        return run(
+            "make", "-s", "exec", f"SERVICE={service}", f"ARGS={words}", env=told, check=check
+        )
+
     def upgrade(self, tag: str) -> subprocess.CompletedProcess[str]:
         """What `make upgrade` does, to the images of `tag`."""
-        options = f"-p {PROJECT} --env-file {self.env_file}"
         return run(
             *(sys.executable, "deploy/upgrade.py"),
-            env={"TAG": tag, "COMPOSE_OPTIONS": options},
+            env={"TAG": tag, "COMPOSE_OPTIONS": self.options},
             timeout=300,
         )
 

@@ -164,12 +164,11 @@ def test_a_roll_back_beside_the_api_is_followed_and_no_request_fails(stack: Stac
         return ask(stack.url("api", "/model/info"))[1]["model_version"]
 
     until(lambda: served() == "2", what="the API serves what was promoted")
-    inside = ("exec", "-T", "api", "housing-mlops")
     with Load(stack, 1500, 0.01) as load:
-        done = stack.do(*inside, "rollback", "--reason", "it prices nonsense", "--by", "ann")
+        done = stack.make_exec("housing-mlops rollback --reason 'it prices nonsense' --by ann")
         until(lambda: served() == "1", what="the API serves the former champion")
     assert done.stdout == "Version 1 is the champion again.\n" and not load.failed, load.failed
-    told = json.loads(stack.do(*inside, "history", "--json").stdout)
+    told = json.loads(stack.make_exec("housing-mlops history --json").stdout)
     assert [(m["action"], m["before"], m["after"]) for m in told[:2]] == [
         *(("rollback", "2", "1"), ("promote", "1", "2"))
     ]
@@ -178,8 +177,8 @@ def test_a_roll_back_beside_the_api_is_followed_and_no_request_fails(stack: Stac
         "it prices nonsense",
         True,
     )
-    refused = stack.do(*inside, "promote", "2", check=False)
-    assert refused.returncode == 1 and "train promote 2" in refused.stderr, refused.stderr
+    refused = stack.make_exec("housing-mlops promote 2", check=False)
+    assert refused.returncode and "train promote 2" in refused.stderr, refused.stderr
 
 
 # Faults
@@ -400,7 +399,9 @@ def test_an_upgrade_and_the_way_back_fail_no_request(stack: Stack) -> None:
     run("docker", "build", "-q", "-t", f"housing-mlops-api:{NEXT}", "-f", str(recipe), "deploy")
     run("docker", "tag", f"housing-mlops-train:{TAG}", f"housing-mlops-train:{NEXT}")
     apis = len(stack.containers("api"))  # two, after the tests above
-    for tag in (NEXT, TAG):
+    for tag, most in ((NEXT, 7), (TAG, 8)):
+        changed = re.sub(r"HOUSING_MAX_BATCH=.*\n", "", stack.env_file.read_text())
+        stack.env_file.write_text(f"{changed}HOUSING_MAX_BATCH={most}\n")
         with Load(stack, 9000, 0.02, 180) as load:
             stack.upgrade(tag)
             load.stopped.set()
@@ -408,6 +409,9 @@ def test_an_upgrade_and_the_way_back_fail_no_request(stack: Stack) -> None:
         found = [json.loads(run("docker", "inspect", c).stdout) for c in stack.containers("api")]
         images = [one[0]["Config"]["Image"] for one in found]
         assert images == [f"housing-mlops-api:{tag}"] * apis
+        # An operator's commands find the APIs, whatever numbers they have by now, and a setting has changed.
+        told = stack.make_exec("housing-mlops settings").stdout
+        assert re.search(rf"HOUSING_MAX_BATCH\s+{most}\b", told), told
     stack.wait_stored()
     stack.wait_healthy("mlflow", "monitor")
 
