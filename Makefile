@@ -67,9 +67,8 @@ test: $(env)
 	@pytest -q $(ARGS)
 endif
 
-notebooks: $(env) ## run the notebooks as they are written, e.g. ARGS="--path nbs/7_monitoring"
-	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
-	HOUSING_HOME=$$home MPLBACKEND=agg nbdev_test --n_workers 1 --timing $(ARGS)
+notebooks: $(env) ## run the notebooks that changed, and save the outputs of the stories; ARGS="--fresh nbs/7_monitoring"
+	@python docs/execute.py $(ARGS)
 
 bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debian); ARGS=--quick takes a minute
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
@@ -102,8 +101,8 @@ export: $(env) ## write the package and README.md from the notebooks, which are 
 readme: $(env) ## write README.md from nbs/index.ipynb
 	@python docs/generate.py --readme
 
-docs: $(env) ## execute the notebooks and render them as a site in _docs/
-	@python docs/build.py
+docs: $(env) ## execute the notebooks that changed and render all as a site in _docs/; ARGS="--jobs 1"
+	@python docs/build.py $(ARGS)
 
 lab: $(env) ## JupyterLab on this folder; notebooks are cleaned whenever they are saved
 	@nbdev_install_hooks

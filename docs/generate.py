@@ -5,6 +5,7 @@ usage: python docs/generate.py [--check | --readme]
 `--check` writes nothing: it generates into a temporary copy and names each file that differs.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -91,12 +92,27 @@ def look_up() -> str:
     return done.stdout
 
 
+def is_story(
+    notebook: NotebookNode,  # a notebook
+) -> bool:
+    """Whether a notebook carries its outputs, so that it can be read where nothing runs: its metadata say so."""
+    return "story" in notebook.metadata
+
+
+def sources_digest(
+    notebook: NotebookNode,  # a notebook
+) -> str:
+    """What the outputs of a notebook are of: its code cells, told in sixteen digits."""
+    sources = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(sources.encode()).hexdigest()[:16]
+
+
 def strip(
     path: Path,  # a notebook
 ) -> None:
-    """Take the outputs out of a notebook; the tags of its cells stay."""
+    """Take the outputs out of a notebook, unless it tells a story; the tags of its cells stay."""
     notebook = nbformat.read(path, 4)
-    for cell in notebook.cells:
+    for cell in [] if is_story(notebook) else notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, path)
@@ -186,6 +202,13 @@ def complaints() -> list[str]:
         said.append(f"{LOOK_UP} is out of date: run `make export`.")
     from housing_mlops.config import Settings  # not above: what generates it cannot need it
 
+    for path in notebooks(ROOT):
+        notebook = nbformat.read(path, 4)
+        if is_story(notebook) and notebook.metadata.story != sources_digest(notebook):
+            said.append(
+                f"{path.relative_to(ROOT)} carries outputs of other cells than it has: run "
+                "`make notebooks ARGS=--stories`."
+            )
     for path in Settings().training_notebook, Settings().report_notebook:
         if untagged(nbformat.read(ROOT / path, 4)):
             said.append(f"{path}: tag the cell of its parameters `parameters`.")
