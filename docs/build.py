@@ -33,13 +33,18 @@ from sphinx.cmd.build import main as sphinx
 OUT = ROOT / "_docs"
 INDEX = Path("nbs/index.ipynb")
 READING = "The notebooks, a folder a room, in reading order"  # what stands before the list of them
-TOP = {"cli": "commands"}  # notebooks in no room that are not the ground
+TOP = {"cli": "the command line"}  # notebooks in no room that are not the ground
 GUIDES = {"QUICKSTART.md": "quickstart", "CONTRIBUTING.md": "contributing"}  # and their pages
 RUN = {  # for those who run it
     "deploy/README.md": "deploy",
     "docs/operations.md": "operations",
     "docs/metrics-and-logs.md": "metrics-and-logs",
 }
+LOOK_UP = {  # to look things up in
+    f"docs/{name}.md": name
+    for name in ("settings", "routes", "commands", "data-dictionary", "declaration")
+}
+TEXTS = GUIDES | RUN | LOOK_UP
 TICKED = re.compile(r"(?<![\[`])`([A-Za-z]\w*)(?:\(\))?`(?![`\]])")
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -166,7 +171,7 @@ def on_site(
         up = "../" * page.count("/")
         if path == "README.md":
             return up + "index.ipynb" + fragment
-        if guide := (GUIDES | RUN).get(path):
+        if guide := TEXTS.get(path):
             return up + guide + ".md" + fragment
         if path.startswith("nbs/"):
             return up + page_name(path) + ".ipynb" + fragment
@@ -274,13 +279,13 @@ def gather(
             pages.append(read(file, path))
     index, *pages = pages
 
-    for path, name in (GUIDES | RUN).items():
+    for path, name in TEXTS.items():
         move = on_site(str(Path(path).parent), name, site)
         update(site / f"{name}.md", relink((ROOT / path).read_text(encoding="utf-8"), move))
     guides = [contents("Begin", list(GUIDES.values())), contents("Run it", list(RUN.values()))]
     for room, notes in groupby(pages, lambda page: page.room):
         guides.append(contents(room, [page.name for page in notes]))
-    guides.append(contents("Look up", ["reference"]))
+    guides.append(contents("Look up", [*LOOK_UP.values(), "reference"]))
     index.cells.append(new_markdown_cell("\n\n".join(guides)))
 
     symbols = {symbol.name: symbol for page in pages for symbol in page.symbols}
