@@ -10,6 +10,7 @@ the machine's cores.
 import argparse
 import ast
 import hashlib
+import inspect
 import io
 import os
 import re
@@ -41,6 +42,12 @@ RUNS = {  # the settings that name a notebook which papermill runs
 QUOTED = re.compile(r"""["']([\w./-]+\.\w+)["']""")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar; its script is elsewhere
 ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
+PASSING = [  # what is another one at every run, and what stands for it in a story
+    (re.compile(r"(?:\b\d{16}\.)?\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b"), "…"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:\+\d\d:\d\d|Z)?"), "…"),
+    (re.compile(r"""(['"](?:latency_ms|uptime_s|age_s)['"]: )[\d.e-]+"""), r"\1…"),
+    (re.compile(r"\b\d+(?= (?:MB free|ms of processor time))"), "…"),
+]
 # Plots are sharp white cards, which read alike by day and by night.
 MATPLOTLIB = "figure.dpi: 128\nfigure.facecolor: white\nsavefig.facecolor: white\n"
 
@@ -125,19 +132,20 @@ def file_digest(
 
 @cache
 def common() -> tuple[Path, ...]:
-    """What every notebook depends on: this file, the requirements, and what the package carries beside its modules."""
+    """What every notebook depends on: the requirements, and what the package carries beside its modules."""
     from generate import modules  # those that notebooks write are looked at one by one
 
     written = {ROOT / path for path in modules(ROOT)} | {PACKAGE / "_modidx.py"}
     carried = [p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    return (Path(__file__), ROOT / "requirements/dev.lock", *sorted({*carried} - written))
+    return (ROOT / "requirements/dev.lock", *sorted({*carried} - written))
 
 
 def key(
     path: Path,  # a notebook
 ) -> str:
     """What names a run of a notebook: another one is needed when this changes."""
-    digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
+    way = "".join(inspect.getsource(part) for part in (small, outputs, run))
+    digest = hashlib.sha256(repr((sys.version_info[:2], way, MATPLOTLIB, ALONE)).encode())
     for file in [*common(), *sorted(used(path))]:
         digest.update(os.fsencode(file.relative_to(ROOT)) + file_digest(file))
     return digest.hexdigest()
@@ -248,11 +256,25 @@ def execute_all(
             raise
 
 
+def steady(
+    text: str,  # what a cell gave
+) -> str:
+    """The same with … for what is another one at every run: identifiers, the time of day, what took how long."""
+    for pattern, instead in PASSING:
+        text = pattern.sub(instead, text)
+    return text
+
+
 def save(
     path: Path,  # a story
     notebook: NotebookNode,  # the same, with its outputs
 ) -> None:
-    """Write a story with its outputs, and of which sources they are."""
+    """Write a story with its outputs, and of which sources they are; running it again changes nothing."""
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
+        if "text" in output:
+            output["text"] = steady(output["text"])
+        for form in {"text/plain", "text/html"} & output.get("data", {}).keys():
+            output["data"][form] = steady(output["data"][form])
     notebook.metadata["story"] = sources_digest(notebook)
     nbformat.write(notebook, path)
 
