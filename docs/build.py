@@ -34,7 +34,12 @@ OUT = ROOT / "_docs"
 INDEX = Path("nbs/index.ipynb")
 READING = "The notebooks, a folder a room, in reading order"  # what stands before the list of them
 TOP = {"cli": "the command line"}  # notebooks in no room that are not the ground
-GUIDES = {"QUICKSTART.md": "quickstart", "CONTRIBUTING.md": "contributing"}  # and their pages
+GUIDES = {  # and their pages
+    "QUICKSTART.md": "quickstart",
+    "docs/demo.md": "demo",
+    "docs/demo.es.md": "demo.es",
+    "CONTRIBUTING.md": "contributing",
+}
 RUN = {  # for those who run it
     "deploy/README.md": "deploy",
     "docs/operations.md": "operations",

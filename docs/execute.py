@@ -265,16 +265,42 @@ def steady(
     return text
 
 
+def merged(
+    given: list[NotebookNode],  # outputs of a cell
+) -> list[NotebookNode]:
+    """The same with what was printed in one piece: where a kernel cuts it is chance."""
+    kept: list[NotebookNode] = []
+    for output in given:
+        if kept and "name" in output and output.name == kept[-1].get("name"):
+            kept[-1]["text"] += output["text"]
+        else:
+            kept.append(output)
+    return kept
+
+
+def settle(
+    output: NotebookNode,  # of a story
+) -> None:
+    """Take out of an output what passes, and drawings that need a style sheet; its text stays."""
+    if "text" in output:
+        output["text"] = steady(output["text"])
+    data = output.get("data", {})
+    if "sk-container" in data.get("text/html", ""):
+        del data["text/html"]
+    for form in {"text/plain", "text/html"} & data.keys():
+        data[form] = steady(data[form])
+
+
 def save(
     path: Path,  # a story
     notebook: NotebookNode,  # the same, with its outputs
 ) -> None:
     """Write a story with its outputs, and of which sources they are; running it again changes nothing."""
-    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
-        if "text" in output:
-            output["text"] = steady(output["text"])
-        for form in {"text/plain", "text/html"} & output.get("data", {}).keys():
-            output["data"][form] = steady(output["data"][form])
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = merged(cell.outputs)
+            for output in cell.outputs:
+                settle(output)
     notebook.metadata["story"] = sources_digest(notebook)
     nbformat.write(notebook, path)
 

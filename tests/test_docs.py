@@ -27,7 +27,15 @@ import generate
 import record_answers
 
 # A room, and its notebook that is read where nothing runs.
-STORIES: dict[str, str] = {}
+STORIES = {
+    "data": "1_data/03_table.ipynb",
+    "preprocessing": "2_preprocessing/01_pipeline.ipynb",
+    "explanation": "3_model/06_explanation.ipynb",
+    "training": "4_training/05_figures.ipynb",
+    "drift": "7_monitoring/02_drift.ipynb",
+    "serving": "8_serving/06_routes.ipynb",
+    "loop": "9_operations/05_loop.ipynb",
+}
 
 
 def page(name: str) -> str:
