@@ -47,7 +47,7 @@ RUN = {  # for those who run it
 }
 LOOK_UP = {  # to look things up in
     f"docs/{name}.md": name
-    for name in ("settings", "routes", "commands", "data-dictionary", "declaration")
+    for name in ("decisions", "settings", "routes", "commands", "data-dictionary", "declaration")
 }
 TEXTS = GUIDES | RUN | LOOK_UP
 TICKED = re.compile(r"(?<![\[`])`([A-Za-z]\w*)(?:\(\))?`(?![`\]])")

@@ -96,7 +96,7 @@ def is_story(
     notebook: NotebookNode,  # a notebook
 ) -> bool:
     """Whether a notebook carries its outputs, so that it can be read where nothing runs: its metadata say so."""
-    return "story" in notebook.metadata
+    return "story" in notebook["metadata"]
 
 
 def sources_digest(

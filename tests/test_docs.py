@@ -25,6 +25,9 @@ import check_site
 import execute
 import generate
 import record_answers
+import release
+import save_hook
+import staged
 
 # A room, and its notebook that is read where nothing runs.
 STORIES = {
@@ -221,3 +224,49 @@ def test_a_story_of_each_room_carries_its_outputs() -> None:
         assert shown == generate.is_story(notebook), path
         told[str(path.relative_to(ROOT / "nbs"))] = shown
     assert all(told[name] for name in STORIES.values())
+
+
+def test_each_figure_of_a_decision_stands_on_the_page_it_names() -> None:
+    found = 0
+    for paragraph in page("decisions").split("\n"):
+        figures = re.findall(r"\*\*([\d.,]+(?: [\wµ]+)?)\*\*", paragraph)
+        links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", paragraph)
+        text = "\n".join((ROOT / "docs" / link).read_text(encoding="utf-8") for link in links)
+        assert not figures or links, paragraph
+        assert [f for f in figures if f not in text] == []
+        found += len(figures)
+    assert found >= 12
+
+
+def test_the_changelog_is_given_the_heading_of_a_version() -> None:
+    text = "# Changelog\n\n## Unreleased\n\n### Added\n\n- Prices.\n\n## 0.0.1 (2026-01-01)\n"
+    made = release.released(text, "0.1.0", "2026-12-01")
+    assert "## Unreleased\n\n## 0.1.0 (2026-12-01)\n\n### Added" in made
+    assert release.released(made, "0.1.0", "2026-12-02") == made
+    with pytest.raises(ValueError, match="what is new"):
+        release.released(made, "0.2.0", "2026-12-02")
+
+
+def test_a_conflict_or_a_large_file_is_not_committed(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("print(1)\n")
+    assert staged.objections(file) == []
+    file.write_text("<" * 7 + " HEAD\n")
+    assert staged.objections(file) == [f"{file}:1 is a mark of a conflict."]
+    file.write_bytes(b"0" * 1_000_001)
+    assert staged.objections(file) == [f"{file} has 1,000,001 bytes."]
+
+
+def test_jupyterlab_saves_what_the_repository_holds() -> None:
+    for name in ("02_files.ipynb", STORIES["training"]):
+        kept = json.loads((ROOT / "nbs" / name).read_text(encoding="utf-8"))
+        ran = json.loads(json.dumps(kept))
+        ran["metadata"]["language_info"] = {"name": "python", "version": "3.11.7"}
+        for cell in ran["cells"]:
+            cell["metadata"]["trusted"] = True
+            if cell["cell_type"] == "code":
+                cell["execution_count"] = 7
+                if not generate.is_story(kept):
+                    cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "1"}]
+        save_hook.clean_before_save({"type": "notebook", "content": ran})
+        assert ran == kept
