@@ -30,7 +30,7 @@ running := {{if and .State.Running (eq (index .Config.Labels "com.docker.compose
 VERSION  := $(shell sed -n 's/^version = //p' settings.ini)
 REVISION  = $(shell git describe --always --dirty --abbrev=64 --exclude='*' 2>/dev/null || echo unknown)
 
-.PHONY: help serve train retrain report check test coverage notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps exec upgrade rotate images test-stack push deploy
+.PHONY: help serve train retrain report check test coverage notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps exec upgrade rotate images test-stack push deploy dev hooks release
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -72,9 +72,8 @@ coverage: $(env) ## the same, a third longer, and how much of the code it runs; 
 	  { echo "housing_mlops/$$module.py is not covered in full."; exit 2; }; \
 	done
 
-notebooks: $(env) ## run the notebooks as they are written, e.g. ARGS="--path nbs/7_monitoring"
-	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
-	HOUSING_HOME=$$home MPLBACKEND=agg nbdev_test --n_workers 1 --timing $(ARGS)
+notebooks: $(env) ## run the notebooks that changed, and save the outputs of the stories; ARGS="--fresh nbs/7_monitoring"
+	@python docs/execute.py $(ARGS)
 
 bench: $(env) ## measure serving, inference, start-up and reasons (wrk from Debian); ARGS=--quick takes a minute
 	@command -v wrk >/dev/null || { echo "wrk is needed: sudo apt-get install wrk"; exit 2; }
@@ -107,12 +106,27 @@ export: $(env) ## write the package and README.md from the notebooks, which are 
 readme: $(env) ## write README.md from nbs/index.ipynb
 	@python docs/generate.py --readme
 
-docs: $(env) ## execute the notebooks and render them as a site in _docs/
-	@python docs/build.py
+docs: $(env) ## execute the notebooks that changed and render all as a site in _docs/; ARGS="--jobs 1"
+	@python docs/build.py $(ARGS)
 
-lab: $(env) ## JupyterLab on this folder; notebooks are cleaned whenever they are saved
-	@nbdev_install_hooks
-	@exec jupyter lab $(ARGS)
+lab: $(env) ## JupyterLab on this folder; what is saved is clean; it keeps to this folder (_proc/lab has what it remembers)
+	@echo "JupyterLab of .venv; its settings and history are in _proc/lab, and nothing is written outside this folder."
+	@mkdir -p _proc/lab; export JUPYTER_CONFIG_PATH=$(CURDIR)/docs/lab \
+	  $(foreach dir,CONFIG DATA RUNTIME,JUPYTER_$(dir)_DIR=$(CURDIR)/_proc/lab/$(dir)) \
+	  $(foreach dir,SETTINGS WORKSPACES,JUPYTERLAB_$(dir)_DIR=$(CURDIR)/_proc/lab/$(dir)) \
+	  IPYTHONDIR=$(CURDIR)/_proc/lab/ipython MPLCONFIGDIR=$(CURDIR)/_proc/lab/matplotlib; \
+	exec jupyter lab $(ARGS)
+
+dev: $(env) ## serve the API (PORT) from the notebooks: one that is saved is exported, and the server starts anew
+	@exec python docs/dev.py $(PORT)
+
+hooks: $(env) ## check what is committed in this clone, and merge notebooks cell by cell
+	@pre-commit install
+	@git config --local merge.nbdev-merge.name "notebooks, cell by cell"
+	@git config --local merge.nbdev-merge.driver "$(CURDIR)/.venv/bin/nbdev_merge %O %A %B %P"
+
+release: $(env) ## build the wheel and the sdist of settings.ini's version, check both, and give the changelog its heading
+	@python docs/release.py
 
 lock: $(env) ## pin the requirements anew; ARGS=--upgrade takes the newest versions allowed
 	@set -e; compile() { uv pip compile -q --universal --python-version 3.11 --generate-hashes \

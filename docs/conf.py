@@ -22,6 +22,11 @@ nb_output_stderr = "remove"  # progress bars and log lines
 nb_ipywidgets_js = {}  # they would come from another site
 nb_code_prompt_show, nb_code_prompt_hide = "Imports", "Imports"
 
+suppress_warnings = [
+    "ref.python"
+]  # types of one name in two modules: a link to either would be a guess
+add_module_names = False  # in the reference, below the heading of the module
+
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["extra.css"]

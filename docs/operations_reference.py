@@ -1,6 +1,6 @@
 """What a server says of itself, as a page: its metrics, the reasons that it counts, and what it logs; read from the code.
 
-usage: python docs/operations_reference.py      (prints the page; `make export` writes docs/metrics-and-logs.md)
+usage: python docs/operations_reference.py      (prints the page; docs/look_up.py makes it a page among others)
 """
 
 import ast

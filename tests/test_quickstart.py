@@ -18,7 +18,8 @@ from housing_mlops.config import Settings, describe
 from housing_mlops.registry.shelf import install_bundle
 from housing_mlops.schema import load_dataset
 
-PAGES = ["QUICKSTART.md", "README.md", "CONTRIBUTING.md", "deploy/README.md", "docs/operations.md"]
+PAGES = ["QUICKSTART.md", "README.md", "CONTRIBUTING.md", "deploy/README.md"]
+PAGES += ["docs/operations.md", "docs/demo.md"]
 ASSIGNED = re.compile(r"([A-Z_]+)=(.*)", re.S)
 
 
