@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import check_site
 import execute
 import generate
+import pictures
 import record_answers
 import release
 import save_hook
@@ -270,3 +271,10 @@ def test_jupyterlab_saves_what_the_repository_holds() -> None:
                     cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "1"}]
         save_hook.clean_before_save({"type": "notebook", "content": ran})
         assert ran == kept
+
+
+def test_the_pictures_are_those_that_the_stories_drew() -> None:
+    for name, where in pictures.FROM.items():
+        kept = (pictures.PICTURES / name).read_bytes()
+        assert kept == pictures.drawn(*where), "run `make pictures`"
+    assert (pictures.PICTURES / "dashboard.png").stat().st_size > 10_000
