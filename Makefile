@@ -30,7 +30,7 @@ running := {{if and .State.Running (eq (index .Config.Labels "com.docker.compose
 VERSION  := $(shell sed -n 's/^version = //p' settings.ini)
 REVISION  = $(shell git describe --always --dirty --abbrev=64 --exclude='*' 2>/dev/null || echo unknown)
 
-.PHONY: help serve train retrain report check test coverage notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps exec upgrade rotate images test-stack push deploy dev hooks release
+.PHONY: help serve train retrain report check test coverage notebooks bench limits growth soak lint export readme docs lab lock clean env up down logs ps exec upgrade rotate images test-stack push deploy dev hooks release card pictures
 
 help: ## print these tasks
 	@printf 'usage: make TASK [PORT=8000] [MLFLOW_PORT=5000] [ARGS="..."] [PYTHON=python3]\n\n'
@@ -108,6 +108,12 @@ readme: $(env) ## write README.md from nbs/index.ipynb
 
 docs: $(env) ## execute the notebooks that changed and render all as a site in _docs/; ARGS="--jobs 1"
 	@python docs/build.py $(ARGS)
+
+card: $(env) ## the model card from a home that make train was run in: ARGS=HOME
+	@python docs/model_card.py $(ARGS)
+
+pictures: $(env) ## the pictures of README.md from the stories; ARGS=HOME, a folder with a champion: the dashboard's too
+	@python docs/pictures.py $(ARGS)
 
 lab: $(env) ## JupyterLab on this folder; what is saved is clean; it keeps to this folder (_proc/lab has what it remembers)
 	@echo "JupyterLab of .venv; its settings and history are in _proc/lab, and nothing is written outside this folder."

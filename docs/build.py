@@ -45,11 +45,11 @@ RUN = {  # for those who run it
     "docs/operations.md": "operations",
     "docs/metrics-and-logs.md": "metrics-and-logs",
 }
-LOOK_UP = {  # to look things up in
-    f"docs/{name}.md": name
-    for name in ("decisions", "settings", "routes", "commands", "data-dictionary", "declaration")
-}
-TEXTS = GUIDES | RUN | LOOK_UP
+LOOK_UP = [  # to look things up in
+    *("decisions", "model-card", "settings", "routes", "commands", "data-dictionary"),
+    "declaration",
+]
+TEXTS = GUIDES | RUN | {f"docs/{name}.md": name for name in LOOK_UP}
 TICKED = re.compile(r"(?<![\[`])`([A-Za-z]\w*)(?:\(\))?`(?![`\]])")
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -182,7 +182,7 @@ def on_site(
             return up + page_name(path) + ".ipynb" + fragment
         if path.endswith((".svg", ".png")):
             (site / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, site / path)
+            shutil.copy2(ROOT / path, site / path)  # as old as it is, so that Sphinx sees no change
             return up + path
         return f"{REPOSITORY}/{path}{fragment}"
 
@@ -290,7 +290,7 @@ def gather(
     guides = [contents("Begin", list(GUIDES.values())), contents("Run it", list(RUN.values()))]
     for room, notes in groupby(pages, lambda page: page.room):
         guides.append(contents(room, [page.name for page in notes]))
-    guides.append(contents("Look up", [*LOOK_UP.values(), "reference"]))
+    guides.append(contents("Look up", [*LOOK_UP, "reference"]))
     index.cells.append(new_markdown_cell("\n\n".join(guides)))
 
     symbols = {symbol.name: symbol for page in pages for symbol in page.symbols}

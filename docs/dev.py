@@ -32,7 +32,9 @@ def start(
     port: str,  # to listen on
 ) -> "subprocess.Popen[bytes]":
     """A server in a process of its own, as `make serve` starts it."""
-    return subprocess.Popen([sys.executable, "-m", "housing_mlops.cli", "serve", "--port", port])
+    return subprocess.Popen(
+        [sys.executable, "-c", "from housing_mlops.cli import app; app()", "serve", "--port", port]
+    )
 
 
 def export(

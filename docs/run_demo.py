@@ -23,7 +23,7 @@ from execute import steady
 from generate import ROOT
 
 PAGES = [ROOT / "docs/demo.md", ROOT / "docs/demo.es.md"]
-BLOCK = re.compile(r"```sh\n(.*?)```\n(?:\n```(?:json|text)\n(.*?)```\n)?", re.S)
+BLOCK = re.compile(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.S)
 SERVE = re.compile(r"\bmake serve\b")
 PASSING = [  # beside what a story leaves out
     (re.compile(r"\b[0-9a-f]{32}\b|\b(?=\w*\d)[0-9a-f]{8}\b"), "…"),
@@ -143,8 +143,7 @@ def compare(
 
             def put(match: re.Match[str]) -> str:
                 answer = next(given)  # noqa: B023 (used up within this turn)
-                kind = "json" if answer.startswith(("{\n", "[\n")) else "text"
-                return f"```sh\n{match[1]}```\n" + (f"\n```{kind}\n{answer}```\n" if answer else "")
+                return f"```sh\n{match[1]}```\n" + (f"\n```text\n{answer}```\n" if answer else "")
 
             page.write_text(BLOCK.sub(put, text), encoding="utf-8")
         return []

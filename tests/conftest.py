@@ -48,7 +48,7 @@ TOGETHER = {
     **dict.fromkeys(["test_cluster.py", "test_scoring.py"], "dask"),
     **{"test_deploy.py": "prometheus", "test_kubernetes.py": "kustomize", "test_feast.py": "feast"},
     **{"test_sources.py": "kaggle", "test_trial.py": "trial", "test_access.py": "keys"},
-    **{"test_protocol.py": "protocol", "test_operations_page.py": "page"},
+    **{"test_protocol.py": "protocol", "test_operations_page.py": "page", "test_lab.py": "lab"},
 }
 # The longest begin first, so that workers end together.
 LONGEST = ["train", "browser", "scale", "process", "database"]

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import check_site
 import execute
 import generate
+import pictures
 import record_answers
 import release
 import save_hook
@@ -126,24 +127,9 @@ def shape(value: Any) -> Any:
 
 # What depends on the model or on what happened before.
 VARIES = {
-    "values",
-    "prices",
-    "reasons",
-    "contrasts",
-    "by_route",
-    "errors_by_reason",
-    "checks",
-    "metrics",
-}
-VARIES |= {
-    "calls",
-    "error",
-    "latency_ms",
-    "versions",
-    "by_version",
-    "effects",
-    "edges",
-    "live_error",
+    *("values", "prices", "reasons", "contrasts", "by_route", "errors_by_reason", "checks"),
+    *("metrics", "calls", "error", "latency_ms", "versions", "by_version", "effects", "edges"),
+    *("live_error", "training", "interval", "parameters", "git_commit"),
 }
 
 
@@ -228,11 +214,11 @@ def test_a_story_of_each_room_carries_its_outputs() -> None:
 
 def test_each_figure_of_a_decision_stands_on_the_page_it_names() -> None:
     found = 0
-    for paragraph in page("decisions").split("\n"):
-        figures = re.findall(r"\*\*([\d.,]+(?: [\wµ]+)?)\*\*", paragraph)
-        links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", paragraph)
+    for section in page("decisions").split("\n## ")[1:]:
+        figures = re.findall(r"\*\*([\d.,]+(?: [\wµ]+)?)\*\*", section)
+        links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", section)
         text = "\n".join((ROOT / "docs" / link).read_text(encoding="utf-8") for link in links)
-        assert not figures or links, paragraph
+        assert not figures or links, section
         assert [f for f in figures if f not in text] == []
         found += len(figures)
     assert found >= 12
@@ -270,3 +256,10 @@ def test_jupyterlab_saves_what_the_repository_holds() -> None:
                     cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "1"}]
         save_hook.clean_before_save({"type": "notebook", "content": ran})
         assert ran == kept
+
+
+def test_the_pictures_are_those_that_the_stories_drew() -> None:
+    for name, where in pictures.FROM.items():
+        kept = (pictures.PICTURES / name).read_bytes()
+        assert kept == pictures.drawn(*where), "run `make pictures`"
+    assert (pictures.PICTURES / "dashboard.png").stat().st_size > 10_000
