@@ -51,7 +51,14 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except HousingError as error:
             typer.echo(f"housing-mlops: {error}", err=True)
-            raise typer.Exit(1) from None
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("housing_mlops"):
+                raise
+            why = f"This takes {error.name}, which is not installed here: it is in housing_mlops[train]."
+            typer.echo(
+                f"housing-mlops: {why} In the stack: `make exec SERVICE=monitor …`.", err=True
+            )
+        raise typer.Exit(1)
 
 
 app = typer.Typer(
