@@ -134,7 +134,7 @@ def route_part(
         (
             f"`{p['name']}`",
             kind(p["schema"]),
-            str(p["schema"].get("default", "")),
+            json.dumps(p["schema"]["default"]) if "default" in p["schema"] else "",
             p.get("description", ""),
         )
         for p in about.get("parameters", [])

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import check_site
 import execute
 import generate
+import operations_reference
 import pictures
 import record_answers
 import release
@@ -116,6 +117,12 @@ def test_every_column_and_every_key_of_a_declaration_is_on_its_page() -> None:
     keys = rows(page("declaration"))
     for model in (Declaration, Target, Source, Feature, Behaviour):
         assert model.model_fields.keys() - {"folder"} <= keys.keys()  # where the file lies
+
+
+def test_every_metric_is_on_its_page() -> None:
+    listed = rows(page("metrics-and-logs")).keys()
+    published = {f.name + "_total" * (f.type == "counter") for f in operations_reference.families()}
+    assert len(published) > 40 and published <= listed
 
 
 def shape(value: Any) -> Any:

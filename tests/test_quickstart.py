@@ -32,7 +32,7 @@ def commands(page: str) -> list[list[str]]:
     """The words of every simple command in the blocks of a page, assignments first."""
     found = []
     for line in "".join(blocks(page)).replace("\\\n", " ").splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words = shlex.shlex(re.sub(r"\b2>\S+", "", line), posix=True, punctuation_chars=True)
         words.whitespace_split = True
         command: list[str] = []
         for word in [*words, ";"]:
