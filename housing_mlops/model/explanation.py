@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Value', 'Array', 'Tensors', 'Price', 'CALLS', 'REST', 'MOST', 'HOUSES', 'POINTS', 'reference_house', 'Design',
            'exact_design', 'draw_subsets', 'draw_coalitions', 'make_design', 'differing', 'mix', 'contributions',
-           'add_up', 'Reason', 'Explanation', 'basis_of', 'as_told', 'explain', 'reason_columns', 'as_columns',
-           'measure_basis', 'Contrast', 'grid', 'contrasts']
+           'add_up', 'Reason', 'Explanation', 'basis_of', 'as_told', 'with_pauses', 'explain', 'reason_columns',
+           'as_columns', 'measure_basis', 'Contrast', 'grid', 'contrasts']
 
 # %% ../../nbs/3_model/06_explanation.ipynb #cdbaa1f3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Basis, Reference
-from .inference import Model, as_inputs, to_tensors
+from .inference import CHUNK, Model, as_inputs, to_tensors
 from .interval import DIGITS, Band
 from ..schema import Dataset, Feature
 
@@ -256,9 +257,26 @@ def as_told(
     return lambda rows: band.of_many(price(rows))[0]
 
 
+def with_pauses(
+    price: Price,  # of the graph
+    seconds: float,  # of each pause
+) -> Price:
+    """The same prices, and after each `CHUNK` of rows a pause for others who want the core."""
+
+    def priced(rows: Tensors) -> Array:
+        parts = []
+        for i in range(0, max(map(len, rows.values())), CHUNK):
+            parts.append(price({k: v[i : i + CHUNK] for k, v in rows.items()}))
+            time.sleep(seconds)
+        return np.concatenate(parts)
+
+    return priced
+
+
 def explain(
     model: Model,  # that prices
     row: Sequence[Value],  # a house, in the order of the columns
+    pause_s: float = 0,  # after each `CHUNK` of rows, for who shares a core with others
 ) -> Explanation:
     """Why the model prices a house as it does, against its reference house."""
     basis, names = basis_of(model), model.dataset.columns
@@ -266,7 +284,8 @@ def explain(
     tensors = to_tensors(model.dataset, [row, other])
     first, second = ({k: v[i : i + 1] for k, v in tensors.items()} for i in (0, 1))
     price, base = model.quote_tensors(tensors).prices.tolist()
-    told = as_told(model.band, model.price)
+    price_rows = with_pauses(model.price, pause_s) if pause_s else model.price
+    told = as_told(model.band, price_rows)
     parts, design = contributions(told, first, second, basis.calls)
     shown = add_up(price, base, parts)
     reasons = [Reason(*r) for r in zip(names, row, other, shown, strict=True)]

@@ -5,6 +5,7 @@ from decimal import Decimal
 from itertools import combinations, pairwise
 from math import factorial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ from housing_mlops.model.explanation import (
     measure_basis,
     reason_columns,
     reference_house,
+    with_pauses,
 )
-from housing_mlops.model.inference import Model, to_tensors
+from housing_mlops.model.inference import CHUNK, Model, to_tensors
 from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.schema import Dataset, Feature, parse
 from housing_mlops.training.candidates import CANDIDATES
@@ -349,3 +351,20 @@ def test_a_line_of_a_file_adds_up_too(mixed: Model, count: int) -> None:
     assert len(named) == min(count, 14) and (count < 14 or line[REST] == 0)
     parts = [Decimal(repr(part)) for part in (line["base"], line[REST], *named)]
     assert sum(parts) == Decimal(repr(told.price))
+
+
+@pytest.mark.parametrize("rows", [1, CHUNK, 2 * CHUNK + 1])
+def test_pauses_change_no_price(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    clock = SimpleNamespace(sleep=pauses.append)
+    monkeypatch.setattr("housing_mlops.model.explanation.time", clock)
+    rng = np.random.default_rng(0)
+    tensors = {"a": rng.normal(size=(rows, 1)), "b": rng.normal(size=(rows, 1))}
+
+    def added(given: Tensors) -> NDArray[np.float64]:
+        assert len(given["a"]) == len(given["b"]) <= CHUNK
+        return np.asarray(given["a"] + given["b"]).ravel()
+
+    told = with_pauses(added, 0.001)(tensors)
+    assert (told == (tensors["a"] + tensors["b"]).ravel()).all()
+    assert pauses == [0.001] * -(-rows // CHUNK)
