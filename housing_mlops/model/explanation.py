@@ -256,7 +256,7 @@ def as_told(
     """The prices of rows as clients get them, which is what is explained."""
     return lambda rows: band.of_many(price(rows))[0]
 
-
+# %% ../../nbs/3_model/06_explanation.ipynb #f4a3e034
 def with_pauses(
     price: Price,  # of the graph
     seconds: float,  # of each pause
