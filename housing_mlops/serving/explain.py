@@ -75,7 +75,7 @@ class ExplainedPrediction(Prediction):
     explanation: PriceExplanation
 
 # %% ../../nbs/8_serving/14_explain.ipynb #c7885c9c
-PAUSE_S = 0.0003  # in which whoever waits for the core gets it
+PAUSE_S = 0.001  # in which whoever waits for the core gets it
 
 
 def work_out(
