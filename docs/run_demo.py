@@ -35,6 +35,20 @@ PASSING = [  # beside what a story leaves out
 ]
 
 
+def filled(
+    text: str,  # of a page
+    answers: list[str],  # of its blocks, in order
+) -> str:
+    """The page with these answers below its blocks."""
+    given = iter(answers)
+
+    def put(match: re.Match[str]) -> str:
+        answer = next(given)
+        return f"```sh\n{match[1]}```\n" + (f"\n```text\n{answer}```\n" if answer else "")
+
+    return BLOCK.sub(put, text)
+
+
 def settled(
     text: str,  # what a block printed
 ) -> str:
@@ -139,13 +153,7 @@ def compare(
         demo.stop()
     if write:
         for page, text in texts.items():
-            given = iter(answers)
-
-            def put(match: re.Match[str]) -> str:
-                answer = next(given)  # noqa: B023 (used up within this turn)
-                return f"```sh\n{match[1]}```\n" + (f"\n```text\n{answer}```\n" if answer else "")
-
-            page.write_text(BLOCK.sub(put, text), encoding="utf-8")
+            page.write_text(filled(text, answers), encoding="utf-8")
         return []
     return said
 
