@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 env   := .venv/.made
-exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes access_log fast_path fast_batch gateway protocol server api)
+exact := preprocessing/pipeline model/inference $(addprefix serving/,answers keys guards service routes history access_log fast_path fast_batch gateway protocol server api)
 # Three workers for two cores, as tests also wait; each computes with one thread. What shares something stays together.
 parallel  = -n $(shell $(PYTHON) -c 'import os; n = os.cpu_count() or 1; print(min(8, n + n // 2))') --dist loadscope
 alone    := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1

@@ -45,6 +45,7 @@ from .dashboard import pages
 from .explain import ExplanationsWait
 from .fast_path import make_fast_path
 from .gateway import HousingAPI
+from .history import history
 from housing_mlops.serving.routes import (
     PROBLEMS,
     monitoring,
@@ -344,7 +345,7 @@ def create_app(
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours sees the gateway too
     )
-    for router in (operations, administration, monitoring, trials, reports, pages):
+    for router in (operations, administration, history, monitoring, trials, reports, pages):
         app.include_router(router)
     install_routes(app, declaration(settings))
     add_handlers(app)

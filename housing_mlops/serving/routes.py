@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'asks', 'Client', 'operations', 'LOG_PROBLEMS', 'monitoring', 'reports', 'RowLimit', 'VersionFilter',
-           'Log', 'Own', 'Source', 'PAGE_BYTES', 'PAGE_PART', 'request_id', 'client_id', 'milliseconds', 'add_predict',
-           'complaints', 'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz',
-           'health', 'metrics_answer', 'metrics', 'model_info', 'log_of', 'report_range', 'feedback', 'as_csv',
-           'read_rows', 'recent_predictions', 'moment', 'drift', 'traffic', 'prices', 'live_error', 'decisions']
+           'Log', 'Own', 'Source', 'request_id', 'client_id', 'milliseconds', 'add_predict', 'complaints',
+           'sort_houses', 'price_batch', 'add_batch', 'pricing_routes', 'home', 'livez', 'readyz', 'health',
+           'metrics_answer', 'metrics', 'model_info', 'turn_at_log', 'log_of', 'report_range', 'feedback', 'moment',
+           'drift', 'traffic', 'prices', 'live_error', 'decisions']
 
 # %% ../../nbs/8_serving/06_routes.ipynb #c13716a3
 import asyncio
-import csv
-import io
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -336,7 +335,10 @@ RowLimit = Annotated[int, Query(ge=1, le=10_000)]
 VersionFilter = Annotated[str | None, Query(max_length=64)]
 
 
-async def log_of(service: Serve) -> AsyncIterator[PredictionLog]:
+@asynccontextmanager
+async def turn_at_log(
+    service: Service,  # whose log
+) -> AsyncIterator[PredictionLog]:
     """The prediction log, when it is this request's turn; 503 when it was switched off."""
     if service.log is None:
         raise HTTPException(503, "No prediction is logged: HOUSING_LOG is off.")
@@ -349,6 +351,12 @@ async def log_of(service: Serve) -> AsyncIterator[PredictionLog]:
         yield service.log
     finally:
         service.asking.release()
+
+
+async def log_of(service: Serve) -> AsyncIterator[PredictionLog]:
+    """The same, for as long as a route works."""
+    async with turn_at_log(service) as log:
+        yield log
 
 
 Log = Annotated[PredictionLog, Depends(log_of)]
@@ -392,58 +400,6 @@ def feedback(given: Feedback, service: Serve, log: Log, own: Own, source: Source
     report = (given.prediction_id, given.price, given.time, given.replace)
     state = take_feedback(log, *report, client=own, source=source)
     return {"prediction_id": given.prediction_id, "status": state}
-
-# %% ../../nbs/8_serving/06_routes.ipynb #50000021
-PAGE_BYTES = 1_000_000  # after which a page ends
-PAGE_PART = 50  # rows that are read at a time
-
-
-def as_csv(
-    rows: Sequence[dict[str, Any]],  # of one page
-) -> str:
-    """The rows as a table, the house of each as JSON in one field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["id"])
-    writer.writeheader()
-    writer.writerows({**row, "features": json.dumps(row["features"])} for row in rows)
-    return text.getvalue()
-
-
-def read_rows(
-    log: PredictionLog,  # whose rows
-    before: str | None,  # the cursor of an earlier page
-    limit: int,  # most rows
-    version: str | None,  # only this model version
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Rows of the history, newest first, up to `PAGE_BYTES` of them, and the cursor to the rest."""
-    from housing_mlops.prediction_log.queries import read_page
-
-    rows: list[dict[str, Any]] = []
-    size = 0
-    while limit > len(rows) and size < PAGE_BYTES:
-        page = read_page(log.engine, before, min(PAGE_PART, limit - len(rows)), version)
-        found = [{**vars(row), "time": row.time.isoformat()} for row in page.rows]
-        size += sum(len(json.dumps(row)) for row in found)
-        rows += found
-        before = page.next
-        if before is None:
-            break
-    return rows, before
-
-
-@monitoring.get("/monitoring/predictions", responses={200: {"content": {"text/csv": {}}}})
-def recent_predictions(
-    log: Log,
-    limit: RowLimit = 100,
-    before: Annotated[str | None, Query(pattern=r"^-?[0-9]{1,18}\.[0-9A-Za-z-]{1,64}$")] = None,
-    version: VersionFilter = None,
-    accept: Annotated[str, Header(include_in_schema=False)] = "",
-) -> Response:
-    """Predictions, newest first, a page at a time; CSV where `Accept` asks for it."""
-    rows, cursor = read_rows(log, before, limit, version)
-    if "text/csv" in accept:
-        return Response(as_csv(rows), media_type="text/csv", headers={"X-Next": cursor or ""})
-    return FiniteJSON({"predictions": rows, "next": cursor})
 
 # %% ../../nbs/8_serving/06_routes.ipynb #50000026
 def moment(

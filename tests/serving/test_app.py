@@ -11,7 +11,7 @@ from processes import until
 
 from housing_mlops.config import Settings
 from housing_mlops.registry.shelf import install_bundle
-from housing_mlops.serving import routes
+from housing_mlops.serving import history
 from housing_mlops.serving.api import create_app, repeat
 
 
@@ -140,8 +140,8 @@ def test_with_the_registry_away_the_cached_champion_serves(home: Path) -> None:
 
 
 def test_a_page_of_history_is_bounded_in_bytes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "PAGE_BYTES", 4_000)
-    monkeypatch.setattr(routes, "PAGE_PART", 3)
+    monkeypatch.setattr(history, "PAGE_BYTES", 4_000)
+    monkeypatch.setattr(history, "PAGE_PART", 3)
     with TestClient(create_app(Settings(home=home))) as api:
         until(connected(api))
         given = [api.post("/predict", json=HOUSE).json()["prediction_id"] for _ in range(40)]
