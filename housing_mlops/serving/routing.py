@@ -10,6 +10,7 @@ __all__ = ['logger', 'Given', 'LONGEST', 'sticky_key', 'plausible', 'concerns', 
 import logging
 import struct
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +29,12 @@ Given = TypeVar("Given")  # what a challenger answers with
 LONGEST = 128  # bytes of an identifier that count
 
 
+@cache
+def _packer(columns: int) -> Callable[..., bytes]:
+    """From that many numbers to bytes."""
+    return struct.Struct(f"{columns}d").pack
+
+
 def sticky_key(
     client_id: bytes,  # the header X-Client-Id; empty where there is none
     row: Sequence[float | str | None],  # the house, in the order of the columns
@@ -36,7 +43,7 @@ def sticky_key(
     if client_id:
         return b"client " + client_id[:LONGEST]
     try:
-        return struct.pack(f"{len(row)}d", *row)
+        return _packer(len(row))(*row)
     except struct.error:  # a category, or a value that is missing
         return repr(row).encode()
 
