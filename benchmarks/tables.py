@@ -192,7 +192,7 @@ def serve_and_ask(home: Path, port: int, example: dict[str, object]) -> None:
         with told("POST /explain") as found:
             reasons = ask(f"{api}/explain", example)["explanation"]
             assert isinstance(reasons, dict)
-            parts = reasons["contributions"]
+            parts = reasons["reasons"]
             found["largest"] = parts[0]
             total = reasons["base"] + sum(p["contribution"] for p in parts)
             found["sum"] = f"{total:.2f}"
