@@ -146,8 +146,9 @@ class GaussianProcess(RegressorMixin, BaseEstimator):  # type: ignore[misc] # un
             climb, iterations=self.iterations, x=X[few], y=scaled[few], prior=self.prior
         )
         with warnings.catch_warnings():
-            # a length scale at its upper bound is a feature that is ignored: an answer, no failure
-            warnings.filterwarnings("ignore", "(?s).*upper bound", ConvergenceWarning)
+            # a length scale at its upper bound is a feature that is ignored, noise at its lower bound
+            # is noise that few rows do not show: answers, no failures
+            warnings.filterwarnings("ignore", "(?s).*(upper|lower) bound", ConvergenceWarning)
             self.process_ = GaussianProcessRegressor(
                 matern_kernel(X.shape[1]), optimizer=optimizer, normalize_y=True
             ).fit(X, y)

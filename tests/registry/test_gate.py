@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
+from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
@@ -28,6 +29,7 @@ from housing_mlops.registry import promotion
 from housing_mlops.registry.audit import history
 from housing_mlops.registry.comparison import compare, spend
 from housing_mlops.registry.evidence import GateError
+from housing_mlops.registry.gate import coverage_bounds
 from housing_mlops.registry.promotion import Decision, challenge
 from housing_mlops.registry.store import (
     RegistryError,
@@ -399,3 +401,16 @@ def test_gate_errors_prints_what_it_found() -> None:
     done = CliRunner().invoke(app, ["gate-errors", "--runs", "1", "--quiet"])
     assert done.exit_code == 0 and done.stdout.count("\n") == 13
     assert "lower error" in done.stdout and "12 trials, spent" in done.stdout
+
+
+@pytest.mark.parametrize("rows", [500, 20_000])
+def test_an_interval_may_be_a_little_too_wide_and_not_too_narrow(rows: int) -> None:
+    """90 % of normal errors lie within 1.645 standard deviations; how far off may that be?"""
+
+    def passes(width: float) -> bool:
+        least, most = coverage_bounds(0.9, rows, rows)
+        return least <= 2 * norm.cdf(1.645 * width) - 1 <= most
+
+    assert passes(1) and passes(1.035) and passes(1.1)
+    assert not passes(1.6) and not passes(0.8)
+    assert rows < 20_000 or not (passes(1.12) or passes(0.97))
