@@ -226,7 +226,7 @@ def show(name: str, port: int) -> None:
             if "left out" in sentence or "WARN" in sentence or "arning" in sentence:
                 print(f"    {sentence}")
         serve_and_ask(home, port, example)
-        run("predict FILE", ["predict", "houses.csv", "--out", "priced.csv"], home)
+        run("predict FILE", ["predict", "houses.csv", "priced.csv"], home)
         priced = pd.read_csv(home / "priced.csv")
         off = (priced["prediction"] / priced[target] - 1).abs().median()
         print(
