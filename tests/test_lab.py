@@ -69,6 +69,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
         *(f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tmp_path}"),
         *("--IdentityProvider.token=", "--ServerApp.password="),
+        # a kernel whose page is closed ends soon: all notebooks' together would fill the memory
+        *("--MappingKernelManager.cull_idle_timeout=10", "--MappingKernelManager.cull_interval=5"),
     ]
     environ = os.environ | {
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
