@@ -219,6 +219,27 @@ def test_a_story_of_each_room_carries_its_outputs() -> None:
     assert all(told[name] for name in STORIES.values())
 
 
+def test_what_a_story_tells_otherwise_is_told() -> None:
+    cell = nbformat.v4.new_code_cell(
+        "price", outputs=[nbformat.v4.new_output("stream", text="24\n")]
+    )
+    saved = nbformat.v4.new_notebook(cells=[cell])
+    assert execute.changes(saved, nbformat.from_dict(saved)) == []
+    ran = nbformat.reads(nbformat.writes(saved), 4)
+    ran.cells[0].outputs[0].text = "25\n"
+    assert execute.changes(saved, ran) == ["price\ntold\n24\n\nand tells\n25\n"]
+
+
+@pytest.mark.process
+@pytest.mark.train
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other Pythons have other libraries")
+@pytest.mark.parametrize("name", STORIES.values())
+def test_a_story_still_tells_what_it_told(name: str) -> None:
+    path = ROOT / "nbs" / name
+    assert execute.changes(nbformat.read(path, 4), execute.executed(path)) == []
+
+
 def test_each_figure_of_a_decision_stands_on_the_page_it_names() -> None:
     found = 0
     for section in page("decisions").split("\n## ")[1:]:
