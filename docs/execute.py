@@ -291,18 +291,41 @@ def settle(
         data[form] = steady(data[form])
 
 
-def save(
-    path: Path,  # a story
-    notebook: NotebookNode,  # the same, with its outputs
-) -> None:
-    """Write a story with its outputs, and of which sources they are; running it again changes nothing."""
+def settled(
+    notebook: NotebookNode,  # a story that was run
+) -> NotebookNode:
+    """The story with the outputs that are saved, and of which sources they are; they are the same at every run."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = merged(cell.outputs)
             for output in cell.outputs:
                 settle(output)
     notebook.metadata["story"] = sources_digest(notebook)
-    nbformat.write(notebook, path)
+    return notebook
+
+
+def told(
+    cell: NotebookNode,  # of a story
+) -> list[str]:
+    """What a cell shows in words; of a picture, that there is one."""
+    shown = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        shown.append(output.get("text") or data.get("text/plain", ""))
+        shown += ["a picture"] * ("image/png" in data)
+    return shown
+
+
+def changes(
+    saved: NotebookNode,  # a story as it stands in the repository
+    ran: NotebookNode,  # the same one, run now
+) -> list[str]:
+    """A sentence for each cell that tells something else now than it did when the story was saved."""
+    return [
+        f"{old.source}\ntold\n{before}\nand tells\n{after}"
+        for old, new in zip(saved.cells, settled(ran).cells, strict=True)
+        if (before := "".join(told(old))) != (after := "".join(told(new)))
+    ]
 
 
 def main() -> None:
@@ -317,16 +340,16 @@ def main() -> None:
     asked = parser.parse_args()
     within = [path.resolve() for path in asked.paths]
     paths = [p for p in notebooks(ROOT) if not within or {p, *p.parents} & {*within}]
-    told = [p for p in paths if is_story(nbformat.read(p, 4))]
-    chosen = told if asked.stories else paths
+    stories = [p for p in paths if is_story(nbformat.read(p, 4))]
+    chosen = stories if asked.stories else paths
     if not chosen:
         raise SystemExit("No notebook lies there.")
     begun = time.perf_counter()
     for path, notebook in zip(chosen, execute_all(chosen, asked.jobs, asked.fresh), strict=True):
-        if path in told:
-            save(path, notebook)
+        if path in stories:
+            nbformat.write(settled(notebook), path)
     print(
-        f"{len(chosen)} notebooks in {time.perf_counter() - begun:.0f} s; outputs saved in {len(told)}."
+        f"{len(chosen)} notebooks in {time.perf_counter() - begun:.0f} s; outputs saved in {len(stories)}."
     )
 
 

@@ -219,6 +219,57 @@ def test_a_story_of_each_room_carries_its_outputs() -> None:
     assert all(told[name] for name in STORIES.values())
 
 
+def test_what_a_story_tells_otherwise_is_told() -> None:
+    cell = nbformat.v4.new_code_cell(
+        "price", outputs=[nbformat.v4.new_output("stream", text="24\n")]
+    )
+    saved = nbformat.v4.new_notebook(cells=[cell])
+    assert execute.changes(saved, nbformat.from_dict(saved)) == []
+    ran = nbformat.reads(nbformat.writes(saved), 4)
+    ran.cells[0].outputs[0].text = "25\n"
+    assert execute.changes(saved, ran) == ["price\ntold\n24\n\nand tells\n25\n"]
+
+
+@pytest.mark.process
+@pytest.mark.train
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other Pythons have other libraries")
+@pytest.mark.parametrize("name", STORIES.values())
+def test_a_story_still_tells_what_it_told(name: str) -> None:
+    path = ROOT / "nbs" / name
+    assert execute.changes(nbformat.read(path, 4), execute.executed(path)) == []
+
+
+MEASURED = re.compile(
+    r"(?<![\w.,/])(?:\d*\.\d+|\d[\d,]*(?= (?:µs|ms|s|GB|MB|kB|thousand dollars|microseconds)\b))(?!\w)"
+)
+
+
+def unfounded(notebook: Any) -> list[str]:
+    """Figures of the prose that no cell has, and whose paragraph names neither a command nor a date."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = "\n".join([cell.source + "".join(execute.told(cell)) for cell in cells])
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    texts = [re.sub(r"\]\([^)]*\)|\$[^$]*\$", "", text) for text in re.split(r"\n\n(?!\|)", prose)]
+    free = [
+        text
+        for text in texts
+        if not re.search(r"`(make|cross_validate)\b|\b20\d\d-\d\d-\d\d\b", text)
+    ]
+    return [f for text in free for f in MEASURED.findall(text) if f.lstrip("0") not in shown]
+
+
+def test_a_figure_in_prose_has_its_cell_or_its_command_or_its_date() -> None:
+    prose, cell = "It takes 2.5 ms, or 31 s.", nbformat.v4.new_code_cell("print(31)")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(prose), cell])
+    assert unfounded(notebook) == ["2.5"]
+    for path in {
+        *(ROOT / "nbs" / name for name in STORIES.values()),
+        *(ROOT / "nbs/4_training").glob("*.ipynb"),
+    }:
+        assert unfounded(nbformat.read(path, 4)) == [], path
+
+
 def test_each_figure_of_a_decision_stands_on_the_page_it_names() -> None:
     found = 0
     for section in page("decisions").split("\n## ")[1:]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from processes import ROOT, ask, free_port, until
 
 pytestmark = [pytest.mark.process, pytest.mark.browser]
@@ -69,6 +70,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
         *(f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tmp_path}"),
         *("--IdentityProvider.token=", "--ServerApp.password="),
+        # a kernel whose page is closed ends soon: all notebooks' together would fill the memory
+        *("--MappingKernelManager.cull_idle_timeout=10", "--MappingKernelManager.cull_interval=5"),
     ]
     environ = os.environ | {
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
@@ -106,12 +109,18 @@ def run_and_save(
     address, _ = lab
     page = browser.new_page()
     page.set_default_timeout(1e3 * patience_s)
-    page.goto(f"{address}/lab/tree/nbs/{name}.ipynb?reset", wait_until="domcontentloaded")
-    page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.wait_for_function(f"() => {READY}")
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(DONE)
+    for last in (False, True):  # on a busy machine, what a kernel that connects is told may be lost
+        page.goto(f"{address}/lab/tree/nbs/{name}.ipynb?reset", wait_until="domcontentloaded")
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        page.wait_for_function(f"() => {READY}")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        try:
+            page.wait_for_function(DONE, timeout=1e3 * patience_s / 2)
+            break
+        except PlaywrightTimeout:
+            if last:
+                raise
     errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
     assert errors.all_inner_texts() == []
     shown = page.locator(".jp-OutputArea-output").all_inner_texts()

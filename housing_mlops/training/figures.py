@@ -29,7 +29,7 @@ def draw_errors(
     rmse = result.scores["rmse"]
     mean = rmse.mean()
     axis.scatter(rmse, np.full(len(rmse), height), s=9, color=GREY, alpha=0.6)
-    axis.errorbar(mean, height, xerr=rmse.std(), fmt="o", capsize=4, color=colour)
+    axis.errorbar(mean, height, xerr=rmse.std(ddof=0), fmt="o", capsize=4, color=colour)
     axis.annotate(
         f"{mean:.2f}", (mean, height), (0, 7), textcoords="offset points", ha="center", fontsize=8
     )

@@ -53,7 +53,7 @@ def leaderboard(
         row: dict[str, Any] = {"model": result.name}
         for name in ERRORS:
             row[name] = result.scores[name].mean()
-            row[f"{name}_std"] = result.scores[name].std()
+            row[f"{name}_std"] = result.scores[name].std(ddof=0)
         behind = result.scores["rmse"] - ranked[0].scores["rmse"]
         row["behind"] = behind.mean()
         row["behind_se"] = behind.std() / np.sqrt(len(behind))

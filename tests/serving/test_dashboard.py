@@ -15,6 +15,15 @@ from housing_mlops.config import Settings
 from housing_mlops.data.table import load_table
 from housing_mlops.schema import load_dataset
 
+# Names on more than one line, tiles that leave their last row open, and what lies beyond the page.
+BROKEN = """() => [
+    ...[...document.querySelectorAll('.feature h3 span')].filter(e => e.offsetHeight > 30),
+    ...[document.querySelector('.tile:last-child')].filter(
+        e => Math.abs(e.getBoundingClientRect().right - e.parentElement.getBoundingClientRect().right) > 2),
+].map(e => e.textContent)"""
+OUTSIDE = """() => [...document.querySelectorAll('main *')].filter(
+    e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.table')).map(e => e.textContent)"""
+
 TABLE = load_table(load_dataset("boston"), Settings(data_path=None))
 
 
@@ -201,10 +210,64 @@ def test_it_fits_and_can_be_read(serve: Callable[..., Any], visit: Any) -> None:
             """() => { const s = getComputedStyle(document.body);
             return [s.backgroundColor, s.color].map(c => c.match(/\\d+/g).slice(0, 3).map(Number)) }"""
         )
+        assert seen.page.evaluate(BROKEN) == []
+        assert seen.page.evaluate(OUTSIDE) == []
         assert (sum(ground) < sum(ink)) == (scheme == "dark")
         assert abs(sum(ground) - sum(ink)) > 400
         assert seen.errors == []
         seen.page.context.close()
+
+
+def test_it_is_used_by_keys_and_told_by_a_reader(serve: Callable[..., Any], visit: Any) -> None:
+    server = serve()
+    price(server, 5, seed=1)
+    seen = visit(server)
+    chart = seen.page.get_by_role("slider", name="Predictions over time")
+    expect(chart).to_have_attribute(
+        "aria-valuetext", re.compile(": 5 predictions, so far|: 0 pred")
+    )
+    seen.page.locator("#minutes").focus()
+    seen.page.keyboard.press("Tab")
+    expect(chart).to_be_focused()
+    expect(seen.page.locator("#tip")).to_be_visible()
+    seen.page.keyboard.press("Home")
+    expect(chart).to_have_attribute("aria-valuenow", "0")
+    expect(seen.page.locator("#tip")).to_contain_text("0 predictions")
+    seen.page.keyboard.press("ArrowRight")
+    expect(chart).to_have_attribute("aria-valuenow", "1")
+    price(server, 4, seed=2)
+    expect(seen.page.locator("#tiles")).to_contain_text("9 in this time", timeout=15_000)
+    expect(chart).to_be_focused()
+    expect(chart).to_have_attribute("aria-valuenow", "1")
+    seen.page.keyboard.press("Escape")
+    expect(seen.page.locator("#tip")).to_be_hidden()
+    seen.page.get_by_role("region", name="Recent predictions").get_by_role("button").last.focus()
+    seen.page.keyboard.press("Enter")
+    reasons = seen.page.get_by_role("img", name="What each feature adds to the price: ")
+    expect(reasons).to_have_attribute("aria-label", re.compile(r"[+\u2212]\d"))
+    expect(seen.page.get_by_role("slider", name="The price along RM")).to_have_count(1)
+    assert seen.errors == [] and seen.strangers() == []
+
+
+def test_categories_have_their_names_beside_their_bars(
+    serve: Callable[..., Any], visit: Any
+) -> None:
+    server = serve(HOUSING_DRIFT_INTERVAL_S="0.5")
+    price(server, 60, seed=1)
+    until(lambda: server.get("/monitoring/drift")["report"]["rows"])
+    seen = visit(server)
+    flag = seen.page.locator("article.feature", has=seen.page.get_by_text("CHAS", exact=True))
+    expect(flag.locator("text.reason")).to_have_text([re.compile("^0"), re.compile("^1")])
+    expect(flag.get_by_role("img")).to_have_attribute(
+        "aria-label", re.compile("^CHAS: 0 [0-9.]+ %, 1 ")
+    )
+    many = seen.page.locator(
+        "article.feature", has=seen.page.get_by_text("combination", exact=True)
+    )
+    expect(many.locator("text.reason")).to_have_count(6)
+    expect(many.locator("text.reason").last).to_contain_text("others")
+    expect(many.locator("rect")).to_have_count(10)
+    assert seen.errors == []
 
 
 def test_what_a_client_sends_is_text(serve: Callable[..., Any], visit: Any) -> None:
