@@ -45,7 +45,7 @@ STARTS = {
 # Files whose tests share a fixture that costs much, or stands at one port: a worker has all of a word.
 TOGETHER = {
     **dict.fromkeys(["test_pipeline.py", "test_store.py", "test_rollback.py"], "mlflow"),
-    **dict.fromkeys(["test_cluster.py", "test_scoring.py"], "dask"),
+    **dict.fromkeys(["test_cluster.py", "test_scoring.py", "test_search_on_workers.py"], "dask"),
     **{"test_deploy.py": "prometheus", "test_kubernetes.py": "kustomize", "test_feast.py": "feast"},
     **{"test_sources.py": "kaggle", "test_trial.py": "trial", "test_access.py": "keys"},
     **{"test_protocol.py": "protocol", "test_operations_page.py": "page", "test_lab.py": "lab"},

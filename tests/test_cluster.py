@@ -73,6 +73,8 @@ def test_an_error_on_a_worker_is_the_error_here(dask_client: Any) -> None:
 class Broken:
     """A client whose only task ends in an error of Dask's."""
 
+    key = "pow-1"
+
     def __init__(self, error: Exception) -> None:
         self.error = error
 
@@ -86,6 +88,15 @@ class Broken:
         raise self.error
 
 
+class Ready(list[Broken]):
+    """Futures that are ready as soon as they are there."""
+
+    add = list.append
+
+    def __next__(self) -> Broken:
+        return self.pop()
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -97,6 +108,6 @@ class Broken:
 def test_what_happened_to_a_cluster_is_told(
     monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    monkeypatch.setattr(distributed, "as_completed", list)
+    monkeypatch.setattr(distributed, "as_completed", Ready)
     with pytest.raises(ClusterError, match=message):
         [*run_tasks(Broken(error), pow, [2])]

@@ -105,10 +105,10 @@ def deadly(*arguments, run_tasks=scoring.run_tasks):
             os.kill(os.getpid(), signal.SIGKILL)
         yield count
 
-scoring.PART, scoring.run_tasks = 500, deadly
+scoring.PART, scoring.run_tasks = int(sys.argv[4]), deadly
 if __name__ == "__main__":
     bundle, source, target = map(Path, sys.argv[1:4])
-    scoring.score(bundle, "1", source, target, Settings(scheduler=""), progress=False)
+    scoring.score(bundle, "1", source, target, Settings(scheduler=sys.argv[5]), progress=False)
 """
 
 
@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_goes_on_and_prices_nothing_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, target = write_houses(table, tmp_path / "in.parquet", 20_000), tmp_path / "out"
-    command = [sys.executable, "-c", PROGRAM, bundles["Ridge"], source, target]
+    command = [sys.executable, "-c", PROGRAM, bundles["Ridge"], source, target, "500", ""]
     assert subprocess.run(command).returncode == -signal.SIGKILL
     assert not (target / "_SUCCESS").exists()
     monkeypatch.setattr(scoring, "PART", 500)
@@ -162,6 +162,27 @@ def test_two_workers_of_which_one_dies_make_the_same_bytes(
     assert found == score(bundles["Ridge"], "1", source, tmp_path / "one", HERE, progress=False)
     assert len(identities(target)) == 40
     for part in identities(target):
+        assert (target / part).read_bytes() == (tmp_path / "one" / part).read_bytes()
+
+
+@pytest.mark.nightly
+@pytest.mark.fault
+@pytest.mark.process
+def test_600_000_houses_on_workers_killed_and_resumed_equal_one_process(
+    bundles: dict[str, Path], table: Table, tmp_path: Path, dask_client: Any
+) -> None:
+    source, target = write_houses(table, tmp_path / "in.parquet", 600_000), tmp_path / "out"
+    there = Settings(scheduler=dask_client.scheduler_info(n_workers=-1)["address"])
+    common = [bundles["Ridge"], source, target, str(scoring.PART), there.scheduler]
+    assert subprocess.run([sys.executable, "-c", PROGRAM, *common]).returncode == -signal.SIGKILL
+    before = identities(target)
+    assert 2 < len(before) < 6 and not (target / "_SUCCESS").exists()
+    found = score(bundles["Ridge"], "1", source, target, there, progress=False)
+    after = identities(target)
+    assert len(after) == 6 and before.items() <= after.items(), "no part was priced twice"
+    assert found == score(bundles["Ridge"], "1", source, tmp_path / "one", HERE, progress=False)
+    assert sum(found) == 600_000
+    for part in after:
         assert (target / part).read_bytes() == (tmp_path / "one" / part).read_bytes()
 
 

@@ -38,7 +38,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     this.do("down", "-v", "--remove-orphans", check=False)
     try:
         # As from a fresh clone: no image is there, and nothing but this is called.
-        images = [f"housing-mlops-{name}:{TAG}" for name in ("api", "train", "proxy")]
+        images = [
+            f"housing-mlops-{name}:{TAG}" for name in ("api", "train", "proxy", "scale", "feast")
+        ]
         run("docker", "image", "rm", "-f", *images, check=False)
         begun = time.monotonic()
         this.do("up", "-d", timeout=1500)
@@ -51,4 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         if os.environ.get("KEEP_STACK"):
             NOTES.append(f"kept: {' '.join(this.compose)} -p {PROJECT} --env-file {this.env_file}")
         else:
-            this.do("--profile", "observability", "down", "-v", "--remove-orphans", check=False)
+            profiles = [
+                w for name in ("observability", "scale", "feast") for w in ("--profile", name)
+            ]
+            this.do(*profiles, "down", "-v", "--remove-orphans", check=False)

@@ -373,6 +373,45 @@ def test_two_apis_share_the_address_and_one_that_dies_is_not_missed(stack: Stack
     stack.wait_stored()
 
 
+# Workers for what is too much for one machine
+
+
+@pytest.mark.nightly
+def test_a_search_on_two_workers_survives_the_death_of_one(stack: Stack) -> None:
+    scale = ("--profile", "scale")
+    stack.do(
+        *scale,
+        "up",
+        "-d",
+        "--no-recreate",
+        "--scale",
+        "worker=2",
+        "scheduler",
+        "worker",
+        timeout=1500,
+    )
+    assert len(stack.containers("worker")) == 2
+    quick = {"models": '["GradientBoosting"]', "folds": 2, "repeats": 1, "diagnose": "false"}
+    wanted = quick | {"search": "tune", "trials": 20, "minutes": 0, "register": "false"}
+    words = [word for name, value in wanted.items() for word in ("-p", name, str(value))]
+    ended = "SELECT count(*) FROM tags WHERE key = 'search.trial'"
+
+    def kill() -> None:
+        until(lambda: int(stack.sql(ended, "mlflow")) > 2, 240, "three trials")
+        stack.kill("worker")
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = stack.do(*scale, "run", "--rm", "-T", "score", "train", *words, timeout=600)
+    killer.join()
+    assert "workers" in done.stdout + done.stderr, "its bar says how many there are"
+    assert int(stack.sql(ended, "mlflow")) == 20, "none was lost, none was done twice"
+    failed = """SELECT count(*) FROM tags WHERE key = 'search.trial' AND value LIKE '%"FAIL"%'"""
+    assert stack.sql(failed, "mlflow") == "0"
+    until(lambda: stack.inspect("worker")["RestartCount"] > 0, 60, "the worker is back")
+    stack.do(*scale, "rm", "-sf", "scheduler", "worker")
+
+
 def test_six_hundred_half_sent_requests_keep_nobody_from_the_probes(stack: Stack) -> None:
     port, halves = stack.ports["api"], []
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
