@@ -130,8 +130,9 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     for axes, column in zip(figure.subplots(1, 2), ["wall s", "MB"], strict=True):
         for way, some in table.groupby("way", sort=False):
             axes.plot(some["rows"], some[column], marker="o", label=way)
-        axes.set(xscale="log", xlabel="rows", ylabel=column, ylim=(0, None))
-    figure.axes[0].set(yscale="log", ylim=(None, None))
+        axes.set(xscale="log", xlabel="rows", ylabel=column)
+    figure.axes[0].set(yscale="log")
+    figure.axes[1].set(ylim=(0, None))
     figure.axes[1].legend()
     figure.savefig(path)
 

@@ -402,9 +402,8 @@ def test_a_search_on_two_workers_survives_the_death_of_one(stack: Stack) -> None
 
     killer = threading.Thread(target=kill)
     killer.start()
-    done = stack.do(*scale, "run", "--rm", "-T", "score", "train", *words, timeout=600)
+    stack.do(*scale, "run", "--rm", "-T", "score", "train", *words, timeout=600)
     killer.join()
-    assert "workers" in done.stdout + done.stderr, "its bar says how many there are"
     assert int(stack.sql(ended, "mlflow")) == 20, "none was lost, none was done twice"
     failed = """SELECT count(*) FROM tags WHERE key = 'search.trial' AND value LIKE '%"FAIL"%'"""
     assert stack.sql(failed, "mlflow") == "0"
