@@ -11,6 +11,7 @@ SHELL       := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export MLFLOW_DISABLE_TELEMETRY := true
+export ORT_DISABLE_TELEMETRY := 1
 # Tests start hundreds of interpreters: compiled modules are kept, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -120,7 +121,8 @@ lab: $(env) ## JupyterLab on this folder; what is saved is clean; it keeps to th
 	@mkdir -p _proc/lab; export JUPYTER_CONFIG_PATH=$(CURDIR)/docs/lab \
 	  $(foreach dir,CONFIG DATA RUNTIME,JUPYTER_$(dir)_DIR=$(CURDIR)/_proc/lab/$(dir)) \
 	  $(foreach dir,SETTINGS WORKSPACES,JUPYTERLAB_$(dir)_DIR=$(CURDIR)/_proc/lab/$(dir)) \
-	  IPYTHONDIR=$(CURDIR)/_proc/lab/ipython MPLCONFIGDIR=$(CURDIR)/_proc/lab/matplotlib; \
+	  IPYTHONDIR=$(CURDIR)/_proc/lab/ipython MPLCONFIGDIR=$(CURDIR)/_proc/lab/matplotlib \
+	  XDG_CACHE_HOME=$(CURDIR)/_proc/lab/cache npm_config_cache=$(CURDIR)/_proc/lab/npm; \
 	exec jupyter lab $(ARGS)
 
 dev: $(env) ## serve the API (PORT) from the notebooks: one that is saved is exported, and the server starts anew

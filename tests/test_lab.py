@@ -36,7 +36,7 @@ NOTEBOOKS = sorted(
 DONE = f"""() => {{
     const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];
     const state = document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status;
-    const ran = prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
+    const ran = prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
     return state === 'idle' && (ran || document.querySelector("{ERROR}"));
 }}"""
 
