@@ -6,7 +6,8 @@ The tables are made by the formulas in tables.py. Each is split once (a quarter 
 42); search and FLAML have the same rows, columns and minutes to learn from the rest, on as many
 cores as there are; then everybody prices the quarter. What the searched model is ahead by has a 90 %
 interval by a paired bootstrap of those rows, which knows nothing of another split or another search.
-FLAML needs an environment of its own (it brings LightGBM, and XGBoost where that is installed).
+FLAML needs an environment of its own, with pyarrow (it brings LightGBM, and XGBoost where that is
+installed).
 """
 
 import argparse
@@ -37,7 +38,7 @@ from flaml import AutoML
 folder, seconds = sys.argv[1], float(sys.argv[2])
 read = lambda n: pd.read_pickle(f"{folder}/{n}.pkl")
 X, y, test = read("X"), read("y")["y"].to_numpy(), read("test")
-for column in X.columns[X.dtypes == object]:
+for column in X.select_dtypes(exclude="number").columns:
     X[column], test[column] = X[column].astype("category"), test[column].astype("category")
 made = AutoML()
 made.fit(X, y, task="regression", metric="rmse", time_budget=seconds, seed=42, n_jobs=-1, verbose=0)
