@@ -91,13 +91,19 @@ def law(table: pd.DataFrame) -> pd.DataFrame:
 
 def plot(table: pd.DataFrame, path: Path) -> None:
     """Two charts: seconds of a fit, and microseconds of a price, by rows."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure, models = Figure(figsize=(10, 4), layout="constrained"), list(table["model"].unique())
+    sizes, narrow = sorted(table["rows"].unique()), table["columns"].min()
     for axis, column in zip(figure.subplots(1, 2), ("seconds", "microseconds"), strict=True):
         for (name, width), own in table.groupby(["model", "columns"], sort=False):
-            dashes = "-" if width == table["columns"].min() else "--"
-            axis.plot(own["rows"], own[column], dashes, marker="o", ms=3, label=f"{name}, {width}")
-        axis.set(xscale="log", yscale="log", xlabel="rows", ylabel=column)
-    axis.legend(fontsize=6, bbox_to_anchor=(1, 1))
+            look = {"color": f"C{models.index(name)}", "ls": "-" if width == narrow else "--"}
+            label = name if width == narrow else None
+            axis.plot(own["rows"], own[column], marker="o", ms=3, label=label, **look)
+        axis.set(xscale="log", yscale="log", xlabel="rows")
+        axis.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+        axis.minorticks_off()
+        axis.set_title({"seconds": "seconds of a fit", "microseconds": "µs of a price"}[column])
+    widths = " and ".join(f"{width:.0f}" for width in sorted(table["columns"].unique()))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right", title=f"{widths} columns")
     figure.savefig(path, dpi=120)
 
 
