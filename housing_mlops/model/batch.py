@@ -216,9 +216,7 @@ def numbers_of(
     if hasattr(cells, "to_numpy"):  # nulls become NaN
         kind = str(cells.type)
         if kind.startswith(("int", "uint", "float", "double", "halffloat", "decimal")):
-            return np.asarray(
-                cells.cast("float64").to_numpy(zero_copy_only=False), dtype=np.float64
-            )
+            return np.asarray(cells.to_numpy(zero_copy_only=False), dtype=np.float64)
         cells = cells.to_pylist()
     try:
         return np.array(list(map(float, cells)))

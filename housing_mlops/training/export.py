@@ -83,7 +83,8 @@ TOLERANCE = 1e-4  # what a graph's price may be off, in standard deviations of t
 TRIED = 512  # houses that single precision is tried on
 
 
-def _likeness(d: NDArray[Any]) -> NDArray[Any]:
+def _likeness(squared: NDArray[Any]) -> NDArray[Any]:
+    d = np.sqrt(np.maximum(squared, 0))
     likeness: NDArray[Any] = (1 + d) * np.exp(-d)
     return likeness
 
@@ -91,11 +92,10 @@ def _likeness(d: NDArray[Any]) -> NDArray[Any]:
 def lost_in_single(
     known: Posterior,  # of a fitted process
 ) -> float:
-    """How far single precision behind the root moves the price of a house learnt from, at most, in spreads."""
+    """How far single precision behind the squares moves the price of a house learnt from, at most, in spreads."""
     points, some = known.points, known.points[:: -(-len(known.points) // TRIED)]
-    cross = (some**2).sum(axis=1)[:, None] - 2 * some @ points.T + (points**2).sum(axis=1)
-    d = np.sqrt(np.maximum(cross, 0))
-    off = (_likeness(d.astype(np.float32)) - _likeness(d)) @ known.weights
+    squared = (some**2).sum(axis=1)[:, None] - 2 * some @ points.T + (points**2).sum(axis=1)
+    off = (_likeness(squared.astype(np.float32)) - _likeness(squared)) @ known.weights
     return float(np.abs(off).max()) / known.spread
 
 # %% ../../nbs/4_training/07_export.ipynb #256a2680
@@ -109,12 +109,13 @@ def _gaussian_process(scope: Any, operator: Any, container: Any) -> None:
     v = {"op_version": container.target_opset}
     x = OnnxCast(operator.inputs[0], to=TensorProto.DOUBLE, **v)
     x = OnnxMul(x, known.stretch[None], **v)
-    cross = OnnxGemm(x, -2.0 * known.points.T, (known.points**2).sum(axis=1)[None], **v)
-    squared = OnnxAdd(cross, OnnxReduceSumSquare(x, np.array([1]), keepdims=1, **v), **v)
-    d = OnnxSqrt(OnnxRelu(squared, **v), **v)
+    x = OnnxConcat(x, OnnxReduceSumSquare(x, np.array([1]), keepdims=1, **v), axis=1, **v)
+    factors = np.vstack([-2.0 * known.points.T, np.ones(len(known.points))])
+    squared = OnnxGemm(x, factors, (known.points**2).sum(axis=1)[None], **v)
     one = np.ones(1)
     if single := lost_in_single(known) <= TOLERANCE / 2:
-        d, one = OnnxCast(d, to=TensorProto.FLOAT, **v), one.astype(np.float32)
+        squared, one = OnnxCast(squared, to=TensorProto.FLOAT, **v), one.astype(np.float32)
+    d = OnnxSqrt(OnnxRelu(squared, **v), **v)
     alike = OnnxMul(OnnxAdd(d, one, **v), OnnxExp(OnnxNeg(d, **v), **v), **v)
     if single:
         alike = OnnxCast(alike, to=TensorProto.DOUBLE, **v)
