@@ -112,9 +112,12 @@ def peak() -> int:
 def measure(way: str, bundle: Path, source: Path, rows: int) -> dict[str, object]:
     """A row of the table, measured in a process of its own."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, __file__, "--way", way, "--source", str(source)]
-        command += ["--bundle", str(bundle), "--rows", str(rows), "--out", f"{out}/priced"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        # not as the program itself, which each worker would import, with all that it needs
+        command = [sys.executable, "-c", "from scoring import main; main()", "--way", way]
+        command += ["--source", str(source), "--bundle", str(bundle)]
+        command += ["--rows", str(rows), "--out", f"{out}/priced"]
+        here = Path(__file__).resolve().parent
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=here)
     wall, cpu, memory = map(float, done.stdout.split()[-3:])
     return {
         "way": way,

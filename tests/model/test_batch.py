@@ -87,6 +87,18 @@ def test_every_column_is_passed_through(
         assert priced.dtypes[frame.columns].equals(pd.read_parquet(path[source]).dtypes)
 
 
+@pytest.mark.parametrize(
+    "kind", ["int64", "uint8", "float16", "float32", "float64", "decimal128(9, 2)", "string"]
+)
+def test_a_number_may_be_of_any_kind_that_parquet_has(kind: str) -> None:
+    whole = pa.array([4, None, 150])
+    size = pa.decimal128(9, 2) if kind.startswith("decimal") else pa.type_for_alias(kind)
+    told = pa.array(["4", None, "1.5e2"]) if kind == "string" else whole.cast(size)
+    numbers = numbers_of(told)
+    assert numbers.dtype == np.float64
+    assert np.array_equal(numbers, [4, np.nan, 150], equal_nan=True)
+
+
 def test_a_csv_is_passed_through_to_the_letter(model: Model, table: Table, tmp_path: Path) -> None:
     row = {name: f"{value:g}" for name, value in table.dataset.example.items()}
     row = {"": "007", **row, "RM": "6.5750", "note": 'a "b", c'}
