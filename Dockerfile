@@ -96,6 +96,7 @@ FROM train AS scale
 USER root
 COPY requirements/scale.lock requirements/
 RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --require-hashes -r requirements/scale.lock
+ENV DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False
 USER housing
 
 FROM base AS api

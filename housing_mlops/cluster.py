@@ -64,7 +64,10 @@ def _dask() -> Any:
 def _local(workers: int) -> Iterator[Any]:
     """A client of processes here, which end with the block."""
     dask = _dask()
+    from dask import config
+
     with (
+        config.set({"distributed.worker.profile.enabled": False}),
         dask.LocalCluster(
             n_workers=workers or None,
             threads_per_worker=1,
