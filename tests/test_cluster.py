@@ -65,6 +65,16 @@ def test_a_task_whose_worker_dies_is_done_by_another(dask_client: Any, tmp_path:
     assert (tmp_path / "died").exists()
 
 
+def profiled() -> Any:
+    from dask import config
+
+    return config.get("distributed.worker.profile.enabled")
+
+
+def test_no_worker_is_sampled_for_a_dashboard_that_is_not_there(dask_client: Any) -> None:
+    assert [*dask_client.run(profiled).values()] == [False, False]
+
+
 def test_an_error_on_a_worker_is_the_error_here(dask_client: Any) -> None:
     with pytest.raises(HousingError, match="b is wrong, says the worker"):
         [*run_tasks(dask_client, fail, ["b"])]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from housing_mlops.model.batch import (
     BatchError,
     Piece,
     column_of,
+    numbers_of,
     price_file,
     reasons,
 )
@@ -87,14 +89,11 @@ def test_every_column_is_passed_through(
         assert priced.dtypes[frame.columns].equals(pd.read_parquet(path[source]).dtypes)
 
 
-@pytest.mark.parametrize(
-    "kind", ["int64", "uint8", "float16", "float32", "float64", "decimal128(9, 2)", "string"]
-)
+@pytest.mark.parametrize("kind", ["int64", "uint8", "float32", "float64", "decimal", "string"])
 def test_a_number_may_be_of_any_kind_that_parquet_has(kind: str) -> None:
-    whole = pa.array([4, None, 150])
-    size = pa.decimal128(9, 2) if kind.startswith("decimal") else pa.type_for_alias(kind)
-    told = pa.array(["4", None, "1.5e2"]) if kind == "string" else whole.cast(size)
-    numbers = numbers_of(told)
+    size = pa.decimal128(9, 2) if kind == "decimal" else pa.type_for_alias(kind)
+    given: list[Any] = ["4", None, "1.5e2"] if kind == "string" else [4, None, 150]
+    numbers = numbers_of(pa.array(given, size))
     assert numbers.dtype == np.float64
     assert np.array_equal(numbers, [4, np.nan, 150], equal_nan=True)
 
