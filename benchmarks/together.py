@@ -1,6 +1,6 @@
 """What it costs a search to have several trials on their way together: Optuna knows less at each choice.
 
-    python benchmarks/together.py --seeds 20 --trials 40
+    python benchmarks/together.py --seeds 10 --trials 30
 
 Every seed is a third of the embedded table's rows, three folds of its own, and a sampler. On these
 a search is made with each number of trials at once, in this process, so all that differs is what
@@ -61,8 +61,8 @@ def errors(rows: Rows, choices: Choices, trials: int, at_once: int, bar: tqdm) -
 def main() -> None:
     """Print the means, and what each number is worse by than one at once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--at-once", type=int, nargs="+", help="1, 8 and all by default")
     given = parser.parse_args()
     several = given.at_once or [1, 8, given.trials]
