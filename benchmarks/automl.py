@@ -74,9 +74,9 @@ def searched(home: Path, minutes: float) -> Model:
     return Model.open(next(home.glob("runs/*/bundle")), "searched")
 
 
-def compare(name: str, minutes: float, flaml: Path | None) -> None:
+def compare(name: str, rows: list[int], minutes: float, flaml: Path | None) -> None:
     """A line each model: its RMSE on the quarter, and what the searched one is ahead by."""
-    frame, target, unit = TABLES[name]()
+    frame, target, unit = TABLES[name](*rows)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         frame.to_csv(home / "houses.csv", index=False)
@@ -110,11 +110,12 @@ def main() -> None:
     """Compare on the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", default=["flats", "sales"], help=", ".join(TABLES))
+    parser.add_argument("--rows", type=int, nargs=1, default=[], help="of each table")
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--flaml", type=Path, help="a Python that has FLAML")
     given = parser.parse_args()
     for name in given.tables:
-        compare(name, given.minutes, given.flaml)
+        compare(name, given.rows, given.minutes, given.flaml)
 
 
 if __name__ == "__main__":

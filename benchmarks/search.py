@@ -27,7 +27,7 @@ from housing_mlops.training.cross_validation import Folds, cross_validate
 from housing_mlops.training.recipe import Recipe, recipe_of
 
 CHAMPION = Recipe("Voting", (CANDIDATES["GradientBoosting"], CANDIDATES["GaussianProcess"]), {})
-SPLITS, SHARE = 20, 0.2
+SHARE = 0.2
 
 
 def errors(recipe: Recipe, table: Table, folds: Folds, bar: tqdm) -> np.ndarray:
@@ -51,19 +51,25 @@ def main() -> None:
     """Print both figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="folder of a bundle that a search made")
-    model = Model.open(parser.parse_args().bundle, "searched")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 0, 1], help="of the folds")
+    parser.add_argument("--splits", type=int, default=20)
+    given = parser.parse_args()
+    model = Model.open(given.bundle, "searched")
     settings = get_settings()  # whose table is the one that was searched
     table = load_table(load_dataset(settings.dataset, settings.home), settings)
     searched = recipe_of(model.info)
     rows = np.empty(len(table.frame))
-    shuffled = [list(KFold(5, shuffle=True, random_state=s).split(rows)) for s in (42, 0, 1)]
-    splits = [[split(table, SHARE, seed)] for seed in range(SPLITS)]
+    shuffled = [list(KFold(5, shuffle=True, random_state=s).split(rows)) for s in given.seeds]
+    splits = [[split(table, SHARE, seed)] for seed in range(given.splits)]
     for part, weight in zip(searched.parts, searched.weights or [1.0], strict=False):
         extra = f"{', '.join(map(str, part.derived))}{', log price' if part.log else ''}"
         print(f"{weight:.2f} {part.name}: {part.make(0)} {extra}")
-    fits = (len(searched.parts) + 2) * (15 + SPLITS)
+    fits = (len(searched.parts) + 2) * (5 * len(given.seeds) + given.splits)
     with tqdm(total=fits, unit="fit") as bar:
-        for title, folds in (("5 folds, seeds 42, 0, 1", shuffled), ("20 splits", splits)):
+        for title, folds in (
+            (f"5 folds, seeds {', '.join(map(str, given.seeds))}", shuffled),
+            (f"{given.splits} splits", splits),
+        ):
             ours, theirs = (errors(r, table, folds, bar) for r in (searched, CHAMPION))
             gain, n = theirs - ours, len(ours)
             se = gain.std(ddof=1) * np.sqrt(1 / n + SHARE / (1 - SHARE))
@@ -73,9 +79,9 @@ def main() -> None:
                 f"{gain.mean():.3f}, 90 % interval {gain.mean() - wide:.3f} to "
                 f"{gain.mean() + wide:.3f}; better on {(gain > 0).sum()} of {n}"
             )
-            if len(folds) == 3:
-                by_seed = ours.reshape(3, 5).mean(1).round(3)
-                print("by seed:", *by_seed, "against", *theirs.reshape(3, 5).mean(1).round(3))
+            if folds is shuffled:
+                by_seed = (e.reshape(-1, 5).mean(1).round(3) for e in (ours, theirs))
+                print("by seed:", *next(by_seed), "against", *next(by_seed))
 
 
 if __name__ == "__main__":

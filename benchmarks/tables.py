@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -101,12 +102,12 @@ def suburbs(rows: int = 5_000, columns: int = 40) -> tuple[pd.DataFrame, str, st
     return pd.DataFrame({**found, "price": np.exp(y).round()}), "price", "AUD"
 
 
-def large() -> tuple[pd.DataFrame, str, str]:
-    """`suburbs`, 20,000 rows of 80 columns."""
-    return suburbs(20_000, 80)
+def large(rows: int = 20_000) -> tuple[pd.DataFrame, str, str]:
+    """`suburbs`, but 20,000 rows of 80 columns."""
+    return suburbs(rows, 80)
 
 
-TABLES: dict[str, Callable[[], tuple[pd.DataFrame, str, str]]] = {
+TABLES: dict[str, Callable[..., tuple[pd.DataFrame, str, str]]] = {
     made.__name__: made for made in (flats, sales, suburbs, large)
 }
 
@@ -208,9 +209,9 @@ def serve_and_ask(home: Path, port: int, example: dict[str, object]) -> None:
     print(f"  served with {peak.bytes / 2**20:.0f} MB (API and MLflow)")
 
 
-def show(name: str, port: int) -> None:
+def show(name: str, rows: list[int], port: int, train: list[str]) -> None:
     """One table, all the way."""
-    frame, target, unit = TABLES[name]()
+    frame, target, unit = TABLES[name](*rows)
     print(f"{name}: {len(frame)} rows, {frame.shape[1] - 1} columns beside {target}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -218,7 +219,7 @@ def show(name: str, port: int) -> None:
         words = ["schema", "--from", "houses.csv", "--target", target, "--unit", unit]
         (home / "houses.toml").write_text(run("schema", words, home), encoding="utf-8")
         example = json.loads(run("schema --example", ["schema", "houses.toml", "--example"], home))
-        run("train", ["train"], home, HOUSING_DATASET="houses.toml")
+        run("train", ["train", *train], home, HOUSING_DATASET="houses.toml")
         summary = json.loads(next(home.glob("runs/*/training.json")).read_text())
         wrong = {k: round(summary["metrics"][k], 3) for k in ("cv_rmse", "cv_r2", "test_r2")}
         print(f"    {summary['winner']}: {wrong}; promoted: {summary['promoted']}")
@@ -238,12 +239,14 @@ def main() -> None:
     """Show the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", default=["flats", "sales", "suburbs"])
+    parser.add_argument("--rows", type=int, nargs=1, default=[], help="of each table")
+    parser.add_argument("--train", default="", help='words for it, such as "-p folds 3"')
     parser.add_argument("--port", type=int, default=18400, help="and the one behind it")
     given = parser.parse_args()
     if strangers := [t for t in given.tables if t not in TABLES]:
         parser.error(f"no table {', '.join(strangers)}; there are {', '.join(TABLES)}")
     for name in given.tables:
-        show(name, given.port)
+        show(name, given.rows, given.port, shlex.split(given.train))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ TOGETHER = {
     **dict.fromkeys(["test_pipeline.py", "test_store.py", "test_rollback.py"], "mlflow"),
     **dict.fromkeys(["test_cluster.py", "test_scoring.py", "test_search_on_workers.py"], "dask"),
     **{"test_deploy.py": "prometheus", "test_kubernetes.py": "kustomize", "test_feast.py": "feast"},
+    **{"test_benchmarks.py": "benchmarks"},
     **{"test_sources.py": "kaggle", "test_trial.py": "trial", "test_access.py": "keys"},
     **{"test_protocol.py": "protocol", "test_operations_page.py": "page", "test_lab.py": "lab"},
 }

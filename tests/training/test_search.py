@@ -201,7 +201,7 @@ def test_a_trial_is_written_down_and_read_again() -> None:
     choices = choices_of("auto", list(CANDIDATES.values()), y)
     assert choices.log and "LinearRegression" not in choices.families
     assert not choices_of("auto", list(CANDIDATES.values()), y - 1).log
-    study = new_study(choices, 0, [])
+    study = new_study(choices, 0)
     trial = study.ask()
     trial.suggest_float("a", 0.1, 1.0, log=True)
     frozen = study.tell(trial, 3.0)
@@ -222,7 +222,7 @@ def test_a_budget_has_an_end() -> None:
 
 def test_a_search_that_ends_before_its_first_trials_are_through_is_told_all_the_same() -> None:
     choices = choices_of("auto", list(CANDIDATES.values()), np.array([1.0, 2.0]))
-    study = new_study(choices, 0, [])
+    study = new_study(choices, 0)
     trial = study.ask()
     candidate_of(trial, choices)
     study.tell(trial, 3.0)

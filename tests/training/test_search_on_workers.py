@@ -1,5 +1,6 @@
 """A search whose trials are made by workers: the same as here, whoever dies on the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import mlflow
 import numpy as np
 import pytest
@@ -22,19 +24,17 @@ from housing_mlops.config import Settings
 from housing_mlops.data.table import Table
 from housing_mlops.preprocessing.pipeline import model_input
 from housing_mlops.training import search as searching
-from housing_mlops.training.candidates import Candidate
+from housing_mlops.training.attempt import Attempt, Outcome, Rows, try_out
+from housing_mlops.training.candidates import CANDIDATES, Candidate
 from housing_mlops.training.cross_validation import CrossValidation, make_folds
 from housing_mlops.training.search import (
     TRIAL,
-    Attempt,
     Budget,
     Choices,
     Found,
-    Outcome,
     Record,
-    Rows,
-    candidate_of,
-    new_study,
+    as_text,
+    from_text,
     search,
 )
 from housing_mlops.training.tracking import OpenRun, open_run
@@ -44,16 +44,17 @@ LINES = Choices(("Ridge",), log=True)
 
 
 class Unwritten:
-    """A record that only counts."""
+    """A record that is kept in this process, of which something may be there already."""
 
-    def __init__(self) -> None:
-        self.kept: list[int] = []
+    def __init__(self, *there: tuple[str, Any]) -> None:
+        self.there, self.kept = [*there], list[int]()
 
     def take_over(self) -> list[Any]:
-        return []
+        return [(from_text(text), predictions) for text, predictions in self.there]
 
-    def keep(self, trial: FrozenTrial, *_: object) -> None:
+    def keep(self, trial: FrozenTrial, _: Candidate, result: CrossValidation | None) -> None:
         self.kept.append(trial.number)
+        self.there.append((as_text(trial), result and result.predictions))
 
 
 def small(table: Table, kind: Callable[..., Rows] = Rows, *more: str) -> Rows:
@@ -155,8 +156,8 @@ def test_a_client_that_was_killed_goes_on_where_it_stopped(
     assert "goes on after 3 trials" in capsys.readouterr().out
     mine = written(opened, opened.id)
     assert len(mine) == len(found.study.trials) == 8, "none was lost, none was done twice"
-    begun = [t.params["Ridge.log price"] for t in found.study.trials]
-    assert {*begun} == {True, False}, "what was to be tried first was tried"
+    whole = search(LINES, small(table), Budget(trials=8, at_once=4), Unwritten())  # type: ignore[arg-type] # all it uses
+    assert told(found) == told(whole), "the same as if nobody had been killed"
     parents = mlflow.MlflowClient().search_runs([opened.experiment], "tags.`search.owner` != ''")
     [left] = [run.info for run in parents if run.info.run_id != opened.id]
     assert left.status == "KILLED" and not written(opened, left.run_id)
@@ -248,13 +249,79 @@ def test_what_a_fit_raises_is_the_trial_s_problem(table: Table) -> None:
     assert [t.user_attrs["problem"] for t in failed] == ["ValueError: no such matrix"]
 
 
-def test_what_is_tried_first_is_tried_whichever_trials_were_left() -> None:
-    study = new_study(LINES, 0, [])
-    first, second = (trial.system_attrs["fixed_params"] for trial in study.trials)
-    trial = study.ask(), study.ask()
-    candidate_of(trial[1], LINES)
-    left = study.tell(trial[1], 3.0)
-    again = new_study(LINES, 0, [left])
-    assert left.params.items() >= second.items()
-    waiting = [t.system_attrs["fixed_params"] for t in again.trials[1:]]
-    assert waiting == [first], "the second is done, the first is not"
+class Killed(Unwritten):
+    """A record whose process is gone once five trials stand in it."""
+
+    def keep(self, *arguments: Any) -> None:
+        super().keep(*arguments)
+        if len(self.kept) == 5:
+            raise KeyboardInterrupt
+
+
+class Backwards(Tasks[Attempt, Outcome]):
+    """The last that was sent is the first to be ready."""
+
+    def next(self) -> tuple[Attempt, Outcome]:
+        self._waiting.rotate(1)
+        return super().next()
+
+
+def stopped(table: Table, monkeypatch: pytest.MonkeyPatch, budget: Budget) -> list[tuple[str, Any]]:
+    """What a search that is stopped leaves on record, its trials having come in the wrong order."""
+    record = Killed()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(searching, "Tasks", Backwards)
+        search(LINES, small(table), budget, record)  # type: ignore[arg-type] # all it uses
+    assert record.kept != sorted(record.kept), "some that were asked for later came earlier"
+    return record.there
+
+
+def test_a_search_that_was_stopped_finds_what_it_would_have_found(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(trials=12, at_once=4)
+    record = Unwritten(*stopped(table, monkeypatch, budget))
+    left = {from_text(text).number for text, _ in record.there}
+    found = search(LINES, small(table), budget, record)  # type: ignore[arg-type] # all it uses
+    assert told(found) == told(search(LINES, small(table), budget, Unwritten()))  # type: ignore[arg-type] # all it uses
+    assert sorted({*record.kept} | left) == [*range(12)] and not left & {*record.kept}
+
+
+@pytest.mark.parametrize("budget", [Budget(trials=12, at_once=1), Budget(trials=2, at_once=4)])
+def test_a_search_that_goes_on_another_way_loses_none_that_had_ended(
+    table: Table, monkeypatch: pytest.MonkeyPatch, budget: Budget
+) -> None:
+    record = Unwritten(*stopped(table, monkeypatch, Budget(trials=12, at_once=4)))
+    left = len(record.there)
+    for _ in range(2):
+        there = [from_text(text) for text, _ in record.there]
+        found = search(LINES, small(table), budget, record)  # type: ignore[arg-type] # all it uses
+        known = [(t.params, t.state, t.value) for t in found.study.trials if t.state.is_finished()]
+        assert all((t.params, t.state, t.value) in known for t in there)
+        assert max(budget.trials, left) <= len(known) == len(record.there) <= 13
+
+
+# What Dask's worker does with what it is sent; its nanny and its connections aside.
+WORKER = """
+import json, sys
+import cloudpickle
+function, *arguments = cloudpickle.load(sys.stdin.buffer)
+outcome = function(*arguments)
+assert outcome.result is not None, outcome.problem
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.mark.process
+def test_a_worker_loads_neither_mlflow_nor_optuna(table: Table) -> None:
+    attempt = Attempt.of(0, CANDIDATES["Ridge"])
+    sent = cloudpickle.dumps([try_out, attempt, small(table), 1])
+    done = subprocess.run([sys.executable, "-c", WORKER], input=sent, stdout=-1, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert "sklearn" in loaded and not loaded & {
+        "mlflow",
+        "matplotlib",
+        "optuna",
+        "onnx",
+        "papermill",
+    }
