@@ -59,7 +59,7 @@ def _dask() -> Any:
         ) from None
     return distributed
 
-
+# %% ../nbs/03_cluster.ipynb #39f549e7
 @contextmanager
 def _local(workers: int) -> Iterator[Any]:
     """A client of processes here, which end with the block."""
