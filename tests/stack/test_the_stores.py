@@ -80,6 +80,7 @@ def prices_by_id(stack: Stack, url: str, house_id: str, house: dict[str, Any]) -
     }
 
 
+@pytest.mark.nightly
 def test_the_stacks_own_database_prices_houses_by_their_id(stack: Stack, tmp_path: Path) -> None:
     stack.wait_ready()
     status, told = ask(stack.url("api", "/predict"), {"house_id": "12-00003"})
