@@ -134,4 +134,6 @@ EXPOSE 6566
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:6566/health', timeout=4)"]
 ENTRYPOINT ["/bin/sh", "-ec"]
-CMD ["housing-mlops features definitions /data/feast; cd /data/feast; /opt/feast/bin/feast apply; exec /opt/feast/bin/feast serve --host 0.0.0.0 --no-access-log"]
+# What is registered follows from the declaration, and is made anew: the registry of a killed server may be half written,
+# and `feast apply` would drop what is served of a declaration that is not this one.
+CMD ["housing-mlops features definitions /data/feast; cd /data/feast; rm -f data/registry.db; /opt/feast/bin/feast apply; exec /opt/feast/bin/feast serve --host 0.0.0.0 --no-access-log"]

@@ -156,7 +156,7 @@ up: ## build and start the container stack and wait until it serves; ARGS="--pro
 	@$(PYTHON) deploy/wait_ready.py
 
 down: ## stop the container stack; ARGS=-v removes its data too
-	@$(compose) --profile observability down $(ARGS)
+	@$(compose) --profile observability --profile scale --profile feast down $(ARGS)
 
 logs: ## follow the logs of the container stack, e.g. ARGS=api
 	@$(compose) logs -f --tail 100 $(ARGS)

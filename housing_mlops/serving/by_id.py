@@ -104,7 +104,7 @@ class HousesById:
             row = self._store.get_online_features(view, house_id)
         except FeatureStoreError as error:
             self.problem = str(error)
-            raise
+            raise FeatureStoreError(f"{error} Send the features instead.") from None
         except (UnknownHouse, ExpiredHouse):
             self.problem = ""
             raise

@@ -143,6 +143,60 @@ def test_what_feast_refuses_is_told_in_its_words(store: FeastStore) -> None:
             attempt()
 
 
+KILLED = """
+import os
+import pyarrow.parquet as pq
+from feast import FeatureStore
+from feast.data_source import PushMode
+
+rows = pq.read_table("data/boston.parquet").to_pandas()
+pq.ParquetWriter.write_table = lambda *_, **__: os.kill(os.getpid(), 9)
+FeatureStore(".").push("boston", rows, to=PushMode.OFFLINE)
+"""
+ANEW = """
+from pathlib import Path
+from threading import Thread
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import FeatureStore
+from feast.data_source import PushMode
+from housing_offline import keep_columns
+
+path = Path("data/boston.parquet")
+rows = pq.read_table(path)
+assert len(rows) > 3
+pushes = [
+    Thread(target=FeatureStore(".").push, args=("boston", rows.to_pandas()), kwargs={"to": PushMode.OFFLINE})
+    for _ in range(4)
+]
+[push.start() for push in pushes]
+[push.join() for push in pushes]
+assert len(pq.read_table(path)) == 5 * len(rows), "each push waited for the other"
+other = pa.schema([*[f for f in rows.schema if f.name not in ("RM", "TAX")], ("TAX", "string"), ("NEW", "double")])
+keep_columns(path, other)
+after = pq.read_table(path)
+assert after.schema == other and after["LSTAT"].to_pylist() == rows["LSTAT"].to_pylist() * 5
+assert after["NEW"].null_count == after["TAX"].null_count == len(after)
+[kept] = path.parent.glob("boston.[0-9]*")
+keep_columns(path, other)
+assert pq.read_table(kept)["RM"].null_count == 0 and [kept] == [*path.parent.glob("boston.[0-9]*")]
+kept.rename(path)
+"""
+
+
+@pytest.mark.fault
+def test_a_push_that_is_killed_and_pushes_at_once_lose_no_row(
+    feast: Feast, store: FeastStore
+) -> None:
+    store.write(VIEW, [row(f"k-{n}", "2026-05-01") for n in range(9)])
+    python, before = feast.programs / "python", feast.folder / "data/boston.parquet"
+    held = before.read_bytes()
+    done = subprocess.run([python, "-c", KILLED], cwd=feast.folder, check=False)
+    assert done.returncode == -9 and before.read_bytes() == held
+    subprocess.run([python, "-c", ANEW], cwd=feast.folder, check=True)
+    assert store.get_online_features(VIEW, "k-8").features == HOUSE
+
+
 @pytest.mark.fault
 def test_from_a_file_of_houses_to_a_price(
     feast: Feast, tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch

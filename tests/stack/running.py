@@ -34,7 +34,7 @@ def run(
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env={**kept, **(env or {})},
+        env={**kept, "COMPOSE_HTTP_TIMEOUT": "600", **(env or {})},  # an engine that is busy
         capture_output=True,
         text=True,
         timeout=timeout,
