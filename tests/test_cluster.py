@@ -72,7 +72,7 @@ def profiled() -> Any:
 
 
 def test_no_worker_is_sampled_for_a_dashboard_that_is_not_there(dask_client: Any) -> None:
-    assert [*dask_client.run(profiled).values()] == [False, False]
+    assert {*dask_client.run(profiled).values()} == {False}  # of those that are there just now
 
 
 def test_an_error_on_a_worker_is_the_error_here(dask_client: Any) -> None:
