@@ -12,10 +12,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 LIMITS = {"drift": 600, "retrain": 7200, "report": 600}  # seconds that a check may take
 INTERVAL = float(os.environ.get("MONITOR_INTERVAL_S") or 3600)
@@ -71,14 +72,15 @@ def run(check: str) -> bool:
 
 def main() -> None:
     """Run the checks until a signal comes."""
-    done = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: done.set())
+    done: SimpleQueue[int] = SimpleQueue()  # a handler may interrupt whoever holds an event's lock
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda number, _: done.put(number))
     say("info", "start", f"drift, retrain and report every {INTERVAL:g} s")
-    while not done.is_set():
+    while done.empty():
         fine = run("drift") and run("retrain") and run("report")
         PULSE.touch()
-        done.wait(INTERVAL if fine else min(RETRY, INTERVAL))
+        with suppress(Empty):
+            done.put(done.get(timeout=INTERVAL if fine else min(RETRY, INTERVAL)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UpError', 'Process', 'start', 'answers', 'check_running', 'check_free', 'wait_for', 'sample_request', 'other_table',
-           'ensure_champion', 'mlflow_command', 'start_mlflow', 'start_api', 'running', 'until_signalled', 'up']
+           'ensure_champion', 'mlflow_command', 'start_mlflow', 'start_api', 'running', 'Signalled', 'until_signalled',
+           'up']
 
 # %% ../../nbs/9_operations/02_up.ipynb #15c9afa0
 import json
@@ -13,7 +14,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -262,15 +263,39 @@ def running(
             list(pool.map(Process.stop, processes.values()))
 
 # %% ../../nbs/9_operations/02_up.ipynb #d62d4cfb
+class Signalled:
+    """Whether a signal came; a handler can say so whatever line it interrupts."""
+
+    def __init__(self) -> None:
+        self._came: SimpleQueue[int] = SimpleQueue()
+
+    def handle(
+        self,
+        number: int,  # of the signal
+        frame: FrameType | None,  # that it interrupts
+    ) -> None:
+        """Nothing; from here on one came."""
+        self._came.put(number)
+
+    def is_set(self) -> bool:
+        """Whether one came."""
+        return not self._came.empty()
+
+    def wait(
+        self,
+        seconds: float,  # at most
+    ) -> bool:
+        """Whether one came, at once when it does."""
+        with suppress(Empty):
+            self._came.put(self._came.get(timeout=seconds))
+        return self.is_set()
+
+
 @contextmanager
-def until_signalled() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets, for as long as the block lasts; main thread only."""
-    done = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        done.set()
-
-    former = {sign: signal.signal(sign, end) for sign in (signal.SIGINT, signal.SIGTERM)}
+def until_signalled() -> Iterator[Signalled]:
+    """What SIGINT or SIGTERM sets, for as long as the block lasts; main thread only."""
+    done = Signalled()
+    former = {sign: signal.signal(sign, done.handle) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield done
     finally:

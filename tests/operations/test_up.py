@@ -37,6 +37,33 @@ def children(pid: int) -> list[int]:
     return direct + [grandchild for child in direct for grandchild in children(child)]
 
 
+INTERRUPTED = """
+import signal, sys
+from housing_mlops.operations.up import until_signalled
+
+lines = 0
+
+def again(frame, event, _):  # another signal at each line that the first one runs
+    global lines
+    if event == "line" and lines < 50:
+        lines += 1
+        signal.raise_signal(signal.SIGTERM)
+    return again
+
+with until_signalled() as done:
+    sys.settrace(again)
+    signal.raise_signal(signal.SIGTERM)
+    done.is_set()
+    sys.settrace(None)
+    assert lines and done.wait(30)
+"""
+
+
+@pytest.mark.fault
+def test_a_signal_in_the_middle_of_another_is_no_deadlock(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=tmp_path, check=True, timeout=60)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_up_serves_both_and_ends_both(
     sign: signal.Signals, bundles: dict[str, Path], tmp_path: Path
